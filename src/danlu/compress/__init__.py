@@ -1,0 +1,1 @@
+"""Compression: a model folder in, a smaller model folder and a report out."""

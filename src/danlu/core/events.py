@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,8 +73,8 @@ class Events:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False)
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        with open(self.path, "ab", buffering=0) as handle:
+            handle.write(f"{line}\n".encode())  # one system call: a kill leaves no half line
 
     def say(self, text: str) -> None:
         """Tell the person one line, and keep it."""
@@ -82,7 +82,7 @@ class Events:
         self.log("message", text=text)
 
     @contextmanager
-    def bar(self, title: str, total: int | None = None, unit: str = "it", done: int = 0) -> Iterator[Bar]:
+    def bar(self, title: str, total: int | None = None, unit: str = "it", done: int = 0) -> Generator[Bar]:
         """A progress bar around a block; logs its start, end, count and seconds."""
         started = time.perf_counter()
         bar = Bar(self.display, done)

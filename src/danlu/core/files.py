@@ -10,17 +10,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from danlu.core.errors import DataError, ResourceError
 
+_REFUSALS = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG
+)  # fmt: skip
+
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'disk full' and 'read-only' into a ResourceError that says where and how much is free."""
+def disk_errors(path: Path) -> Generator[None]:
+    """Turn 'disk full', 'read-only' and 'not a folder' into a ResourceError that says where, and how much is free."""
     try:
         yield
     except OSError as error:
@@ -31,7 +36,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"The disk is full: {path} could not be written ({free / 1e6:.0f} MB free).",
                 "Free space or set DANLU_HOME to a larger disk, then run the same command: finished work is kept.",
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _REFUSALS:
             raise ResourceError(
                 f"{path} cannot be written: {error.strerror}.", "Check its permissions, or set DANLU_HOME elsewhere."
             ) from error
@@ -39,9 +44,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w") -> Generator[IO[Any]]:
     """Open a temporary file beside ``path``; on success it is fsynced and renamed, on failure removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -96,14 +101,19 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with atomic_write(path) as handle:
         for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            try:
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"Row {count + 1} for {path} holds half a character ({error.object[error.start]!r}).", _HALF_HINT
+                ) from error
             count += 1
     return count
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSON-lines file; a broken line is a DataError naming file and line."""
-    for number, line in enumerate(_utf8_lines(path), start=1):
+    for number, line in enumerate(utf8_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -114,16 +124,32 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             ) from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is {line.strip()[:80]!r}, not an object.", "One object a line.")
+        if "\\ud" in line.lower():
+            _refuse_half_characters(row, path, number)
         yield cast("dict[str, Any]", row)
 
 
-def _utf8_lines(path: Path) -> Iterator[str]:
+_HALF_HINT = "It was cut inside an emoji or rare character; mend or remove it."
+
+
+def _refuse_half_characters(row: Any, path: Path, number: int) -> None:
+    """An escape for one half of a surrogate pair is valid JSON but no text; nothing later could write it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{path}, line {number} holds half a character ({half!r}).", _HALF_HINT) from error
+
+
+def utf8_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file (a leading byte-order mark is dropped); other bytes are a DataError naming the place."""
     with open(path, "rb") as handle:
         for number, raw in enumerate(handle, start=1):
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
+                byte = error.object[error.start]
                 raise DataError(
-                    f"{path}, line {number} is not UTF-8 (byte {raw[error.start]:#04x} at column {error.start}).",
+                    f"{path}, line {number} is not UTF-8 (byte {byte:#04x} at position {error.start + 1}).",
                     f"Convert it, for example: iconv -f gb18030 -t utf-8 {path.name}.",
                 ) from error

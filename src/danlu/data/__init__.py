@@ -1,0 +1,1 @@
+"""Raw rows in, training data out: sources read, operators clean and label, split and prepare write."""

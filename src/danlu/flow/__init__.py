@@ -1,0 +1,1 @@
+"""Recipes: a list of stages in a YAML file, run in order, each result an artifact."""

@@ -1,0 +1,1 @@
+"""Text: tokenizers, chat templates, personal data, attribute words. The only place where messages become ids."""

@@ -1,0 +1,18 @@
+"""One compression method a file. Its ``plugin`` changes a loaded fp32 model in place and returns what it measured."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from danlu.models.load import Model
+
+
+class Method(Protocol):
+    """What a method's ``plugin`` answers."""
+
+    scheme: str
+    """Written to danlu.json; the loader knows it."""
+
+    def apply(self, model: Model) -> dict[str, Any]:
+        """Compress ``model`` (fp32, on the CPU) in place; returns measurements."""
+        ...

@@ -1,0 +1,1 @@
+"""Operators on rows: one file each, exporting ``plugin`` (a data.pipeline.Operator)."""

@@ -1,0 +1,1 @@
+"""One file a stage: exports ``plugin``, a ``danlu.flow.recipe.RecipeStage``."""

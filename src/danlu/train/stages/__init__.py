@@ -1,0 +1,1 @@
+"""One training task a file; each owns its loop."""

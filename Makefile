@@ -1,0 +1,44 @@
+# Everything a user or contributor runs. `make` alone prints this list.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check lint types format docs lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the locked dependencies (does nothing when it is current)
+	@command -v "$(PYTHON)" >/dev/null || { echo "setup: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" scripts/set_up.py
+
+quickstart: setup ## the main job: raw reviews in, a tuned, int8, served model out (ARGS=--no-serve to end instead)
+	$(BIN)/danlu run recipes/product_copy.yaml $(ARGS)
+
+test: setup ## every test (ARGS="-k words" to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test ## lint, types and tests: what CI runs
+
+lint: setup ## style and formatting, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## static types
+	$(BIN)/pyright
+
+format: setup ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup ## write the measured numbers of bench/results into the READMEs and docs
+	$(BIN)/python scripts/docs_numbers.py
+
+lock: setup ## write constraints.txt from what .venv holds (CONTRIBUTING.md says when)
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove .venv and caches; runs and downloads in .danlu stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

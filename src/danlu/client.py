@@ -1,0 +1,450 @@
+"""Asks any OpenAI-compatible server: ``Client`` (async) and ``RemoteModel``, a LanguageModel over it.
+
+Knows nothing of torch or of how the server works. A request that was not answered (429, 503, no connection) is sent
+again, later each time; one that has begun to be answered never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from danlu.core.errors import OverloadedError, RequestError
+from danlu.core.records import (
+    Completion,
+    Delta,
+    FinishReason,
+    GenerateOptions,
+    Message,
+    OnAdvance,
+    Prompt,
+    Score,
+    Usage,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for a server, and how often to ask again."""
+
+    timeout_s: float = 600.0
+    """Longest silence of the server within a request."""
+    connect_timeout_s: float = 10.0
+    """Longest time to reach the server."""
+    max_retries: int = 4
+    """How often a request that was not answered is sent again."""
+    first_delay_s: float = 0.25
+    """Delay before the second try; it doubles with each further one, and up to half of it is added at random."""
+    most_delay_s: float = 20.0
+    """Longest delay, whatever the server's Retry-After says."""
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _ErrorDetail(Struct):
+    message: str = ""
+    code: str | int | None = None
+    param: str | None = None
+
+
+class _Text(Struct):
+    content: str | None = None
+
+
+class _Choice(Struct):
+    message: _Text | None = None
+    delta: _Text | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Reply(Struct):
+    """An answer, a chunk of one, or an error: the fields of all that we read."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _ErrorDetail | None = None
+
+
+class _Model(Struct):
+    id: str
+
+
+class _Models(Struct):
+    data: list[_Model]
+
+
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_models = msgspec.json.Decoder(_Models).decode
+_Route = Literal["chat/completions", "completions"]
+
+
+class Client:
+    """Use as ``async with Client("http://127.0.0.1:8000") as client: await client.chat([...])``."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        model: str | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """``base_url`` with or without /v1; without ``model`` the first one that the server lists is asked."""
+        self._base_url = base_url
+        self._root = base_url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._api_key = api_key
+        self._model = model
+        self._patience = patience or Patience()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def models(self) -> list[str]:
+        """Names of the models the server has."""
+        async with self._send("GET", "models", None) as response:
+            content = await self._read(response)
+        try:
+            return [model.id for model in _decode_models(content).data]
+        except msgspec.DecodeError as error:
+            raise self._nonsense(content) from error
+
+    async def chat(self, messages: Sequence[Message], options: GenerateOptions | None = None) -> Completion:
+        """The answer to a conversation."""
+        return await self._whole("chat/completions", {"messages": list(messages)}, options)
+
+    async def complete(self, prompt: str, options: GenerateOptions | None = None) -> Completion:
+        """The continuation of a raw text."""
+        return await self._whole("completions", {"prompt": prompt}, options)
+
+    async def answer(self, prompt: Prompt, options: GenerateOptions | None = None) -> Completion:
+        """``complete`` for a text, ``chat`` for messages."""
+        return await (self.complete(prompt, options) if isinstance(prompt, str) else self.chat(prompt, options))
+
+    def stream_chat(self, messages: Sequence[Message], options: GenerateOptions | None = None) -> AsyncIterator[Delta]:
+        """The answer to a conversation, piece by piece. Leaving the loop early (``aclose``) stops the server too."""
+        return self._stream("chat/completions", {"messages": list(messages)}, options)
+
+    def stream_complete(self, prompt: str, options: GenerateOptions | None = None) -> AsyncIterator[Delta]:
+        """The continuation of a raw text, piece by piece."""
+        return self._stream("completions", {"prompt": prompt}, options)
+
+    async def _body(self, prompt: Mapping[str, Any], options: GenerateOptions | None, *, is_stream: bool) -> bytes:
+        options = options or GenerateOptions()
+        if self._model is None:
+            names = await self.models()
+            if not names:
+                raise RequestError(f"{self._root} has no model.", "Load one there.", status=404, code="model_not_found")
+            self._model = names[0]
+        body: dict[str, Any] = {
+            "model": self._model,
+            **prompt,
+            "max_tokens": options.max_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+        }
+        if options.top_k:
+            body["top_k"] = options.top_k
+        if options.stop:
+            body["stop"] = options.stop
+        if options.seed is not None:
+            body["seed"] = options.seed
+        if is_stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return msgspec.json.encode(body)
+
+    async def _whole(self, route: _Route, prompt: Mapping[str, Any], options: GenerateOptions | None) -> Completion:
+        async with self._send("POST", route, await self._body(prompt, options, is_stream=False)) as response:
+            content = await self._read(response)
+        reply = self._decode(content)
+        if not reply.choices:
+            raise self._nonsense(content)
+        choice = reply.choices[0]
+        text = choice.text if choice.message is None else choice.message.content
+        finish_reason = _finish_reason(choice.finish_reason) or "stop"
+        return Completion(text=text or "", finish_reason=finish_reason, usage=_to_usage(reply.usage))
+
+    async def _stream(
+        self, route: _Route, prompt: Mapping[str, Any], options: GenerateOptions | None
+    ) -> AsyncIterator[Delta]:
+        finish_reason: FinishReason | None = None
+        usage: _Usage | None = None
+        body = await self._body(prompt, options, is_stream=True)
+        async with self._send("POST", route, body) as response:
+            async for data in self._events(response):
+                reply = self._decode(data)
+                if reply.error is not None:
+                    raise _to_error(500, reply.error, None)
+                usage = reply.usage or usage
+                for choice in reply.choices:
+                    text = choice.text if choice.delta is None else choice.delta.content
+                    if text:
+                        yield Delta(text=text)
+                    finish_reason = _finish_reason(choice.finish_reason) or finish_reason
+        if finish_reason is None:
+            raise self._broken()
+        yield Delta(text="", finish_reason=finish_reason, usage=_to_usage(usage))
+
+    async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Data lines of the stream up to [DONE]; lines may be of any length and cut anywhere."""
+        rest = b""
+        try:
+            async for block in response.content.iter_any():
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data:"):
+                        data = line[5:].strip()
+                        if data == b"[DONE]":
+                            return
+                        yield data
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._broken() from error
+
+    @asynccontextmanager
+    async def _send(self, method: str, route: str, body: bytes | None) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """The response of an answered request; sends it again while the server is away or full."""
+        for attempt in range(self._patience.max_retries + 1):
+            is_last = attempt == self._patience.max_retries
+            try:
+                response = await self._connected().request(
+                    method,
+                    f"{self._root}/{route}",
+                    data=body,
+                    headers={"content-type": "application/json"},
+                    allow_redirects=False,
+                )
+            except aiohttp.InvalidURL as error:
+                raise RequestError(
+                    f"{self._base_url!r} is no address of a server.", "Write for example http://127.0.0.1:8000."
+                ) from error
+            except aiohttp.SocketTimeoutError as error:
+                raise self._too_slow() from error
+            except (aiohttp.ClientConnectionError, TimeoutError) as error:
+                if is_last:
+                    raise self._unreachable(error) from error
+                await asyncio.sleep(self._delay_s(attempt, None))
+                continue
+            async with response:
+                if response.status < 300:
+                    yield response
+                    return
+                failure = await self._failure(response)
+            if is_last or response.status not in (429, 503):
+                raise failure
+            await asyncio.sleep(self._delay_s(attempt, response.headers.get("retry-after")))
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            key = self._api_key
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                headers={"authorization": f"Bearer {key}"} if key is not None else {},
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._patience.connect_timeout_s, sock_read=self._patience.timeout_s
+                ),
+            )
+        return self._session
+
+    def _delay_s(self, attempt: int, retry_after: str | None) -> float:
+        """Doubling with up to half at random, never less than the server asks for, never more than the longest."""
+        delay_s = self._patience.first_delay_s * 2**attempt * (1 + random.random() / 2)
+        if retry_after is not None and retry_after.isdecimal():
+            delay_s = max(delay_s, float(retry_after))
+        return min(delay_s, self._patience.most_delay_s)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._broken() from error
+
+    async def _failure(self, response: aiohttp.ClientResponse) -> RequestError:
+        content = await self._read(response)
+        try:
+            detail = _decode_reply(content).error or _ErrorDetail()
+        except msgspec.DecodeError:
+            detail = _ErrorDetail(content[:200].decode("utf-8", "replace"))
+        return _to_error(response.status, detail, response.headers.get("retry-after"))
+
+    def _decode(self, content: bytes) -> _Reply:
+        try:
+            return _decode_reply(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._nonsense(content) from error
+
+    def _nonsense(self, content: bytes) -> RequestError:
+        start = content[:100].decode("utf-8", "replace")
+        return RequestError(
+            f"{self._root} does not answer in OpenAI's form, but with {start!r}.",
+            "Check base_url.",
+            status=502,
+        )
+
+    def _broken(self) -> RequestError:
+        return RequestError(
+            f"The connection to {self._root} broke in the middle of the answer.",
+            "Ask again; the server's log may say why.",
+            status=502,
+            code="connection_error",
+        )
+
+    def _too_slow(self) -> RequestError:
+        return RequestError(
+            f"{self._root} said nothing for {self._patience.timeout_s:g} s.",
+            "Ask for fewer tokens or raise timeout_s.",
+            status=504,
+            code="timeout",
+        )
+
+    def _unreachable(self, error: Exception) -> RequestError:
+        return RequestError(
+            f"No server answers at {self._base_url} ({str(error) or type(error).__name__}).",
+            "Start it, or check base_url.",
+            status=503,
+            code="connection_error",
+        )
+
+
+def _to_error(status: int, detail: _ErrorDetail, retry_after: str | None) -> RequestError:
+    message = detail.message or f"The server refused the request with status {status}."
+    if status == 429:
+        wait_s = int(retry_after) if retry_after is not None and retry_after.isdecimal() else 1
+        return OverloadedError(message, retry_after_s=wait_s)
+    code = str(detail.code) if detail.code is not None else None
+    return RequestError(message, status=status, code=code, param=detail.param)
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    if reason in ("length", "abort"):
+        return "length" if reason == "length" else "abort"
+    return "stop"
+
+
+def _to_usage(usage: _Usage | None) -> Usage:
+    usage = usage or _Usage()
+    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+class RemoteModel:
+    """A LanguageModel behind HTTP: prompts go out together, ``concurrency`` at a time, from a thread of its own."""
+
+    def __init__(self, client: Client, *, concurrency: int = 16) -> None:
+        """Takes ``client`` over: it must not be used elsewhere, and is closed by ``close``."""
+        self._client = client
+        self._concurrency = concurrency
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="danlu-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> RemoteModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread. Safe to call twice."""
+        if not self._loop.is_closed():
+            self._wait_for(self._client.close())
+            self._wait_for(self._loop.shutdown_asyncgens())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def generate(
+        self, prompts: Sequence[Prompt], options: GenerateOptions | None = None, on_advance: OnAdvance | None = None
+    ) -> list[Completion]:
+        """Answers in the order of ``prompts``; the first failure stops the rest."""
+        return self._wait_for(self._generate(prompts, options, on_advance))
+
+    async def _generate(
+        self, prompts: Sequence[Prompt], options: GenerateOptions | None, on_advance: OnAdvance | None
+    ) -> list[Completion]:
+        answers: dict[int, Completion] = {}
+        queue = iter(enumerate(prompts))
+
+        async def work() -> None:
+            for index, prompt in queue:
+                answers[index] = await self._client.answer(prompt, options)
+                if on_advance is not None:
+                    on_advance(1)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._concurrency, len(prompts))):
+                    group.create_task(work())
+        except* RequestError as errors:
+            raise _first(errors) from errors
+        return [answers[index] for index in range(len(prompts))]
+
+    def stream(self, prompt: Prompt, options: GenerateOptions | None = None) -> Iterator[Delta]:
+        """The answer piece by piece; leaving early stops the server too."""
+        if isinstance(prompt, str):
+            deltas = self._client.stream_complete(prompt, options)
+        else:
+            deltas = self._client.stream_chat(prompt, options)
+        try:
+            while True:
+                delta = self._wait_for(_next(deltas))
+                if delta is None:
+                    return
+                yield delta
+        finally:
+            if not self._loop.is_closed():
+                self._wait_for(_close(deltas))
+
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Score]:
+        """Always refused: the HTTP API gives no probabilities."""
+        raise RequestError(
+            "Scoring is not supported remotely: the HTTP API gives no probabilities.",
+            "Load the model here (danlu.load) and score with it.",
+            status=501,
+            code="unsupported",
+        )
+
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _next(deltas: AsyncIterator[Delta]) -> Delta | None:
+    return await anext(deltas, None)
+
+
+async def _close(deltas: AsyncIterator[Delta]) -> None:
+    assert isinstance(deltas, AsyncGenerator)
+    await deltas.aclose()
+
+
+def _first(errors: BaseExceptionGroup[RequestError]) -> RequestError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,39 @@
+"""Add an adapter to its base in fp32: a plain model folder again (train/lora)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from danlu.flow.recipe import RecipeStage
+from danlu.lineage.stage import StageContext
+from danlu.models.load import load_model, save_model
+from danlu.train.lora import load_adapter, merge_lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Nothing to choose."""
+
+
+class Merge(RecipeStage[MergeConfig]):
+    """The plugin."""
+
+    config_type = MergeConfig
+    version = 1
+    kind = "model"
+    inputs: Mapping[str, str] = {"model": "the base the adapter was trained on", "adapter": "a PEFT adapter"}
+    uses_seed = False
+
+    def run(self, config: MergeConfig, context: StageContext) -> dict[str, Any]:
+        model = load_model(context.inputs["model"], dtype=torch.float32)
+        load_adapter(model, context.inputs["adapter"])
+        largest = merge_lora(model)
+        size_bytes = save_model(model, context.output)
+        return {"size_bytes": size_bytes, "largest_change": round(largest, 6)}
+
+
+plugin = Merge()

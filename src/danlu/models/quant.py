@@ -1,0 +1,54 @@
+"""8-bit layers for inference: weights int8 with one scale a row, activations int8 with one scale a token.
+
+The product is exact integer arithmetic, so an answer does not depend on what else is in the batch. Stored as plain
+int8 and fp32 tensors; nothing here depends on a packed format. Knows no family and no file names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, C) → int8 (R, C) and fp32 scales (R, 1): symmetric, round to nearest, largest value of a row at ±127."""
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1, keepdim=True) / 127.0).clamp_min(1e-12)
+    return (weight / scale).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """y = x Wᵀ with int8 weights (O, D) and scales (O, 1); activations are quantised per token as they come."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self._scale_row = scale.reshape(1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) → (N, O)."""
+        peak = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(1e-12)
+        quantized = torch.round(x * (127.0 / peak)).to(torch.int8)
+        product = torch._int_mm(quantized, self.weight.t())  # (N, O) int32, exact
+        return (product * (peak * (1.0 / 127.0)) * self._scale_row).to(x.dtype)
+
+
+class Int8Embedding(nn.Module):
+    """A table of int8 rows with scales; a row is expanded when it is looked up."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(N,) → (N, D)."""
+        return (self.weight[ids] * self.scale[ids]).to(self.dtype)

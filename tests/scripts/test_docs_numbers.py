@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import docs_numbers
+from scripts.docs_numbers import CHINESE, ENGLISH, fill
+
+
+def model(scale: float) -> dict[str, Any]:
+    entry = {"value": 0.5 * scale, "low": 0.4 * scale, "high": 0.6 * scale}
+    return {
+        "bleu4": {"value": 20 * scale, "low": 18 * scale, "high": 22 * scale},
+        "chrf": {"value": 40 * scale, "low": 38 * scale, "high": 42 * scale},
+        "coverage": entry,
+        "invention": entry,
+        "items_per_s": 12.34 * scale,
+        "size_bytes": int(269e6 * scale),
+    }
+
+
+RESULT: dict[str, Any] = {
+    "machine": {"cpu": "Fictional CPU", "num_cores": 2},
+    "versions": {"danlu": "0.1.0", "torch": "2.13.0"},
+    "runs": [],
+    "summary": {
+        "rows_in": 23486,
+        "rows_kept": 20000,
+        "dropped": {"empty": 845, "duplicate": 2641},
+        "trainable_share": 0.0072,
+        "train_tokens_per_s": 2345.6,
+        "base": model(0.5),
+        "tuned": model(1.0),
+        "int8": model(0.99),
+        "p_bleu4": 0.0002,
+        "p_coverage": 0.0321,
+        "size_ratio": 0.262,
+        "speedup_vs_transformers": 6.04,
+        "seconds": {"fetch": 10.0, "train": 290.0},
+        "peak_rss_bytes": 2_500_000_000,
+    },
+}
+DOCUMENT = "# Title\n<!-- numbers:quickstart -->\nold\n<!-- /numbers -->\nafter\n"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / "quickstart.json").write_text(json.dumps(RESULT), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_committed_documents_hold_what_the_results_say():
+    for path in docs_numbers.documents():
+        text = path.read_text(encoding="utf-8")
+        assert text == fill(text, docs_numbers.language(path)), f"{path.name} is stale: run make docs"
+
+
+def test_both_readmes_have_a_place_for_the_quickstart_numbers():
+    for name in ("README.md", "README.zh-CN.md"):
+        assert "<!-- numbers:quickstart -->" in (docs_numbers.ROOT / name).read_text(encoding="utf-8")
+
+
+def test_a_block_without_results_says_so(tmp_path: Path):
+    assert fill(DOCUMENT, ENGLISH, tmp_path) == DOCUMENT.replace("old", "Not measured yet.")
+    assert "尚未测量。" in fill(DOCUMENT, CHINESE, tmp_path)
+
+
+def test_filling_twice_changes_nothing(results: Path):
+    once = fill(DOCUMENT, ENGLISH, results)
+    assert fill(once, ENGLISH, results) == once
+    assert once.startswith("# Title\n<!-- numbers:quickstart -->\n|")
+    assert once.endswith("\n<!-- /numbers -->\nafter\n")
+
+
+def test_every_number_is_shown_with_its_unit(results: Path):
+    text = fill(DOCUMENT, ENGLISH, results)
+    for expected in (
+        "| BLEU-4 | 10.0 [9.0, 11.0] | 20.0 [18.0, 22.0] | 19.8 [17.8, 21.8] |",
+        "| attributes mentioned | 25.0 % [20.0, 30.0] | 50.0 % [40.0, 60.0] |",
+        "| items/s | 6.2 | 12.3 | 12.2 |",
+        "| weights | 134 MB | 269 MB | 266 MB |",
+        "p < 0.001 (BLEU-4), p = 0.032 (attributes mentioned)",
+        "23,486 reviews in, 20,000 kept; dropped: empty 845, duplicate 2,641.",
+        "Trained 0.72 % of the parameters at 2,346 tokens/s.",
+        "int8 has 26.2 % of the fp32 size and gives 6.0× the items/s",
+        "5.0 min in all (fetch 10 s, train 290 s), peak memory 2.50 GB.",
+        "Measured on Fictional CPU, 2 cores; danlu 0.1.0, torch 2.13.0.",
+    ):
+        assert expected in text
+
+
+def test_both_languages_show_the_same_numbers(results: Path):
+    english, chinese = fill(DOCUMENT, ENGLISH, results), fill(DOCUMENT, CHINESE, results)
+    assert ENGLISH.keys() == CHINESE.keys()
+    for row in (
+        "10.0 [9.0, 11.0] | 20.0 [18.0, 22.0]",
+        "25.0 % [20.0, 30.0]",
+        "134 MB",
+        "26.2 %",
+        "p = 0.032",
+        "p < 0.001",
+    ):
+        assert row in english
+        assert row in chinese
+
+
+def test_what_a_command_printed_is_shown_as_it_was(tmp_path: Path):
+    (tmp_path / "quickstart-output.txt").write_text("$ make quickstart\n\u2713 done\n\n", encoding="utf-8")
+    text = fill("<!-- numbers:quickstart-output -->\n<!-- /numbers -->\n", ENGLISH, tmp_path)
+    assert (
+        text == "<!-- numbers:quickstart-output -->\n```text\n$ make quickstart\n\u2713 done\n```\n<!-- /numbers -->\n"
+    )
+
+
+def test_a_result_that_lacks_a_number_is_not_papered_over(tmp_path: Path):
+    broken = copy.deepcopy(RESULT)
+    del broken["summary"]["int8"]["chrf"]
+    (tmp_path / "quickstart.json").write_text(json.dumps(broken))
+    with pytest.raises(KeyError, match="chrf"):
+        fill(DOCUMENT, ENGLISH, tmp_path)
