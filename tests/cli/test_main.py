@@ -61,7 +61,7 @@ def test_importing_danlu_is_fast_and_loads_no_torch() -> None:
     assert min(float(run.stdout) for run in runs) < 0.05
 
 
-@pytest.mark.parametrize("verb", ["runs", "show", "lineage", "verify", "schema", "run"])
+@pytest.mark.parametrize("verb", ["runs", "show", "lineage", "verify", "schema", "run", "serve", "generate"])
 def test_a_verbs_help_explains_it_with_examples_and_without_torch(verb: str) -> None:
     code = f"import sys; from danlu.cli.main import main; status = main(['{verb}', '--help']); "
     code += "assert 'torch' not in sys.modules; sys.exit(status)"
@@ -97,6 +97,11 @@ def test_an_error_is_one_line_with_a_hint_and_no_traceback(recipe: Path, capsys:
     assert main(["run", str(recipe), "cuont.command=[a]"]) == 1
     error = capsys.readouterr().err
     assert error == "error: Override 'cuont.command=[a]': there is no stage 'cuont'. Did you mean 'count'?\n"
+
+
+def test_a_model_that_is_nowhere_is_one_line_before_torch_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "nothing"]) == 1
+    assert "is called 'nothing'. Run a recipe first: danlu run RECIPE." in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

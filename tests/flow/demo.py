@@ -22,7 +22,7 @@ def build(root: Path) -> tuple[Store, dict[str, Artifact]]:
             for path, value in files.items():
                 write = write_jsonl if path.endswith(".jsonl") else write_json
                 write(context.output / path, value)
-            return {}
+            return files.get("metrics.json", {}) if kind == "script" else {}
 
         sources = {key: made[source] for key, source in inputs.items()}
         made[name], _ = run_stage(
@@ -49,7 +49,9 @@ def build(root: Path) -> tuple[Store, dict[str, Artifact]]:
     sources = {"baseline": "eval_base", "candidate": "eval_tuned"}
     add("compared", "comparison", sources, {"comparison.json": comparison()})
     chosen = {"data": "data", "train": "train", "base": "eval_base", "tuned": "eval_tuned", "int8": "eval_int8"}
-    chosen["compared"] = "compared"
+    peer = {"speedup_vs_transformers": 5.62, "transformers_items_per_s": {"float32": 2.4}, "transformers_version": "5"}
+    add("peer", "script", {"model": "train"}, {"metrics.json": peer})
+    chosen.update(compared="compared", peer="peer")
     return store, {name: made[stage] for name, stage in chosen.items()}
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import danlu
-from danlu.flow.report import format_metric, render_report
+from danlu.flow.quality import format_metric
+from danlu.flow.report import render_report
 from danlu.flow.words import WORDS, duration, headline
 from danlu.lineage.runs import RunRecord
 from danlu.lineage.store import Artifact, Store
@@ -51,6 +52,7 @@ def test_the_report_shows_every_piece_it_gets(demo: tuple[Store, dict[str, Artif
         *("product_copy", "BLEU-4", "6.84", "6.34 – 7.39", "87.1%", "139.1 MB", "Held-out items: 240"),
         *("17,092", "near duplicate", "641", "validation 1.72", "A relaxed navy wrap dress", "Soft cotton"),
         *("Difference: base → tuned", "+5.63", "< 0.001", "eval_int8", "some-package 1.7.0 d/reviews.parquet"),
+        *("5.6×", "transformers items per s, float32", "2.40"),
         *("danlu run recipes/p.yaml a.b=1", "estimated", "0.48 kg/kWh", "nrefs:1|case:mixed|tok:13a"),
     ):
         assert expected in text, expected
@@ -67,7 +69,7 @@ def test_what_a_model_wrote_cannot_become_markup(demo: tuple[Store, dict[str, Ar
     assert "<b>Perfect" not in html
 
 
-@pytest.mark.parametrize("missing", ["data", "train", "base", "tuned", "int8", "compared"])
+@pytest.mark.parametrize("missing", ["data", "train", "base", "tuned", "int8", "compared", "peer"])
 def test_a_missing_piece_is_left_out(demo: tuple[Store, dict[str, Artifact]], missing: str) -> None:
     store, inputs = demo
     Balanced(render_report(store, {name: a for name, a in inputs.items() if name != missing}))

@@ -6,11 +6,12 @@ Examples:
   danlu serve product-copy
   danlu serve ./my-model --port 9000 --model-name mine
   danlu serve product-copy --host 0.0.0.0 --api-key SECRET
+
+A recipe's serve stage can set more: `danlu schema --stage serve`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -19,8 +20,6 @@ import danlu
 from danlu.cli.display import make_display
 from danlu.cli.options import Home
 from danlu.core.events import Events
-from danlu.flow.stages.serve import ServeConfig, serve_model
-from danlu.serve.engine.engine import EngineConfig
 from danlu.serve.http.config import HttpConfig
 
 
@@ -29,7 +28,6 @@ def command(
     *,
     model_name: str | None = None,
     http: tyro.conf.OmitArgPrefixes[HttpConfig] = HttpConfig(),  # noqa: B008 - frozen
-    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = EngineConfig(),  # noqa: B008 - frozen
     home: Home = None,
 ) -> int:
     """Serve a model.
@@ -38,10 +36,11 @@ def command(
         model: Model folder or GGUF file, alias, stage of the latest run, or artifact id.
         model_name: What clients write as model; the name given as MODEL if left out.
         http: Where to listen, and limits.
-        engine: Batching.
         home: Where artifacts and runs are kept; default $DANLU_HOME or .danlu.
     """
     path = danlu.locate(model, home)
-    config = replace(ServeConfig(), model_name=model_name or Path(model).stem, http=http, engine=engine)
+    from danlu.flow.stages.serve import ServeConfig, serve_model  # loads torch: only once the model is found
+
+    config = ServeConfig(model_name=model_name or Path(model).stem, http=http)
     serve_model(path, config, Events(display=make_display()))
     return 0

@@ -2,7 +2,8 @@
 
     rows_in, rows_kept, dropped in card.json or metrics    the data section
     log.jsonl                                              the loss curve
-    metrics.json and samples.jsonl                         one column of the quality table, one of the samples
+    metrics.json and samples.jsonl of an evaluation        one column of the quality table, one of the samples
+    metrics of a script                                    a peer's figures
     comparison.json                                        differences and how sure they are
 
 A piece that no input has is left out. Knows nothing of how any of them was made.
@@ -21,16 +22,21 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from danlu.core.files import read_json, read_jsonl
-from danlu.flow.charts import Series, bar_mark, line_chart, range_mark, smooth
+from danlu.flow.charts import Series, bar_mark, line_chart, smooth
+from danlu.flow.quality import (
+    Evaluation,
+    format_metric,
+    metric_rows,
+    pick_samples,
+    plain_value,
+    read_comparisons,
+    read_evaluation,
+    read_signatures,
+)
 from danlu.flow.words import WORDS, Language, describe_host, duration, headline
 from danlu.lineage.manifest import Manifest
 from danlu.lineage.runs import RunRecord
 from danlu.lineage.store import Artifact, Store
-
-_HIGHER_IS_BETTER = ("bleu4", "chrf", "coverage", "accuracy", "f1", "items_per_s", "output_tokens_per_s")
-_LOWER_IS_BETTER = ("invention", "size_bytes", "perplexity", "loss")
-_SHARES = ("coverage", "invention", "accuracy")
-_NOT_QUALITY = ("items", "output_tokens_per_item", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,38 +46,6 @@ class Tile:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One metric of one model."""
-
-    text: str = "–"
-    interval: str = ""
-    mark: str = ""
-    is_best: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One metric of all models."""
-
-    name: str
-    direction: str
-    """``higher``, ``lower`` (is better), or nothing known."""
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How one metric of one model differs from another model's."""
-
-    name: str
-    change: str
-    interval: str
-    p: str
-    """Chance that the better direction is luck: one-sided, paired bootstrap."""
-    is_sure: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +59,6 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One prompt and what each model answered."""
-
-    prompt: str
-    reference: str
-    outputs: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Node:
     """One artifact in the lineage tree."""
 
@@ -102,15 +67,6 @@ class Node:
     children: Sequence[Node]
     is_repeat: bool
     origin: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What one evaluation, or a peer's run, measured."""
-
-    kind: str
-    metrics: Mapping[str, Any]
-    samples: Mapping[str, Mapping[str, Any]]
 
 
 def render_report(
@@ -124,10 +80,11 @@ def render_report(
 ) -> str:
     """The report as HTML; ``inputs`` in the order their columns shall have."""
     words = WORDS[language]
-    evaluations = {name: e for name, a in inputs.items() if (e := _read_evaluation(a)) is not None}
+    evaluations = {name: e for name, a in inputs.items() if (e := read_evaluation(a)) is not None}
     logs = {name: list(read_jsonl(a.path / "log.jsonl")) for name, a in inputs.items() if _has(a.path, "log.jsonl")}
     data = next((d for a in inputs.values() if (d := _read_data(a)) is not None), None)
     stages = _ancestry(store, inputs.values())
+    peers = {name: _peer_lines(a.manifest.metrics) for name, a in inputs.items() if a.manifest.kind == "script"}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
@@ -136,16 +93,22 @@ def render_report(
         title=title or (run.recipe if run else "danlu"),
         run=run,
         command=f"danlu run {shlex.join((run.path, *run.overrides))}" if run else "",
-        tiles=[*_quality_tiles(evaluations, words), *_data_tiles(data, words), *_cost_tiles(stages, words)],
+        tiles=[
+            *_quality_tiles(evaluations, words),
+            *_speedup_tiles(inputs, words),
+            *_data_tiles(data, words),
+            *_cost_tiles(stages, words),
+        ],
         curves={name: chart for name, log in logs.items() if (chart := _loss_chart(log, words))},
         data=data,
         drops=_drop_bars(data),
         columns=list(evaluations),
-        rows=_metric_rows(evaluations),
-        num_items=max((int(_value(e.metrics.get("items")) or 0) for e in evaluations.values()), default=0),
-        signatures=_signatures(evaluations),
-        comparisons=_comparisons(store, inputs),
-        samples=_samples(evaluations, num_samples),
+        rows=metric_rows(evaluations),
+        num_items=max((int(plain_value(e.metrics.get("items")) or 0) for e in evaluations.values()), default=0),
+        signatures=read_signatures(evaluations),
+        comparisons=read_comparisons(store, inputs),
+        peers=peers,
+        samples=pick_samples(evaluations, num_samples),
         stages=stages,
         stage_bars=_stage_bars(stages),
         total_wh=sum(m.cost.energy.value_wh for m in stages),
@@ -163,19 +126,6 @@ def render_report(
 
 def _has(folder: Path, name: str) -> bool:
     return (folder / name).is_file()
-
-
-def _read_evaluation(artifact: Artifact) -> Evaluation | None:
-    """An artifact with a metrics.json is one; samples are optional."""
-    metrics = read_json(artifact.path / "metrics.json") if _has(artifact.path, "metrics.json") else None
-    if not isinstance(metrics, dict):
-        return None
-    rows = read_jsonl(artifact.path / "samples.jsonl") if _has(artifact.path, "samples.jsonl") else ()
-    return Evaluation(
-        kind=artifact.manifest.kind,
-        metrics={**cast("dict[str, Any]", metrics), **artifact.manifest.metrics},
-        samples={str(row.get("id")): row for row in rows},
-    )
 
 
 def _read_data(artifact: Artifact) -> dict[str, Any] | None:
@@ -206,11 +156,11 @@ def _ancestry(store: Store, artifacts: Any) -> list[Manifest]:
 
 
 def _quality_tiles(evaluations: Mapping[str, Evaluation], words: Mapping[str, str]) -> list[Tile]:
-    """Of each interesting number the first model's and the last one's that have it; peers' numbers are no headline."""
-    own = {column: e for column, e in evaluations.items() if e.kind == "evaluation"}
+    """Of each interesting number the first model's and the last one's that have it."""
     tiles: list[Tile] = []
     for name in ("bleu4", "coverage", "items_per_s", "size_bytes"):
-        having = [(column, v) for column, e in own.items() if (v := _value(e.metrics.get(name))) is not None]
+        values = {column: plain_value(e.metrics.get(name)) for column, e in evaluations.items()}
+        having = [(column, value) for column, value in values.items() if value is not None]
         if not having:
             continue
         (first_name, first), (last_name, last) = having[0], having[-1]
@@ -220,6 +170,30 @@ def _quality_tiles(evaluations: Mapping[str, Evaluation], words: Mapping[str, st
             note = f"{first_name} {format_metric(name, first)} → {last_name}" + (f" ({change})" if change else "")
         tiles.append(Tile(label=words.get(name, name), value=value, note=note))
     return tiles
+
+
+def _speedup_tiles(inputs: Mapping[str, Artifact], words: Mapping[str, str]) -> list[Tile]:
+    """Of each ``speedup_vs_PEER`` that a script measured."""
+    found = [item for a in inputs.values() if a.manifest.kind == "script" for item in a.manifest.metrics.items()]
+    return [
+        Tile(label=words["speedup"], value=f"{value:.1f}×", note=name.removeprefix("speedup_vs_"))
+        for name, value in found
+        if name.startswith("speedup_vs_") and plain_value(value) is not None
+    ]
+
+
+def _peer_lines(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Name and value of every number and word, those of inner mappings under "outer, inner"."""
+    lines: list[tuple[str, str]] = []
+    for key, value in metrics.items():
+        name = prefix + key.replace("_", " ")
+        if isinstance(value, dict):
+            lines += _peer_lines(cast("dict[str, Any]", value), f"{name}, ")
+        elif (number := plain_value(value)) is not None:
+            lines.append((name, format_metric(key, number)))
+        elif isinstance(value, str):
+            lines.append((name, value))
+    return lines
 
 
 def _data_tiles(data: Mapping[str, Any] | None, words: Mapping[str, str]) -> list[Tile]:
@@ -275,121 +249,6 @@ def _drop_bars(data: Mapping[str, Any] | None) -> list[Bar]:
     ]
 
 
-def _metric_rows(evaluations: Mapping[str, Evaluation]) -> list[Row]:
-    names: dict[str, None] = {}
-    for evaluation in evaluations.values():
-        names.update(dict.fromkeys(n for n in evaluation.metrics if n not in _NOT_QUALITY))
-    rows = [_metric_row(name, [e.metrics.get(name) for e in evaluations.values()]) for name in names]
-    return [row for row in rows if row is not None]
-
-
-def _metric_row(name: str, metrics: Sequence[Any]) -> Row | None:
-    values = [_value(metric) for metric in metrics]
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return None
-    direction = "lower" if name in _LOWER_IS_BETTER else "higher" if name in _HIGHER_IS_BETTER else ""
-    best = min(numbers) if direction == "lower" else max(numbers)
-    is_told_apart = bool(direction) and min(numbers) != max(numbers)
-    spans = [_interval(metric) for metric in metrics]
-    ends = [end for span in spans if span for end in span]
-    bounds = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    cells: list[Cell] = []
-    for value, span in zip(values, spans, strict=True):
-        if value is None:
-            cells.append(Cell())
-            continue
-        cells.append(
-            Cell(
-                text=format_metric(name, value),
-                interval=f"{format_metric(name, span[0])} – {format_metric(name, span[1])}" if span else "",
-                mark=range_mark(value, span[0], span[1], bounds) if span else "",
-                is_best=is_told_apart and (span[0] <= best <= span[1] if span else value == best),
-            )
-        )
-    return Row(name=name, direction=direction, cells=cells)
-
-
-def _value(metric: Any) -> float | None:
-    found = cast("dict[str, Any]", metric).get("value") if isinstance(metric, dict) else metric
-    if not isinstance(found, (int, float)) or isinstance(found, bool):
-        return None
-    return float(found) if math.isfinite(found) else None
-
-
-def _interval(metric: Any) -> tuple[float, float] | None:
-    if not isinstance(metric, dict):
-        return None
-    low, high = (_value(cast("dict[str, Any]", metric).get(end)) for end in ("low", "high"))
-    return (low, high) if low is not None and high is not None else None
-
-
-def _samples(evaluations: Mapping[str, Evaluation], most: int) -> list[Sample]:
-    """Prompts that every model with samples answered, spread evenly over them."""
-    having = {name: e.samples for name, e in evaluations.items() if e.samples}
-    if not having:
-        return []
-    first = next(iter(having.values()))
-    common = [key for key in first if all(key in samples for samples in having.values())]
-    step = max(1, len(common) // max(1, most))
-    return [
-        Sample(
-            prompt=_prompt_text(first[key].get("prompt", "")),
-            reference=str(first[key].get("reference", "")),
-            outputs={name: str(samples[key].get("output", "")) for name, samples in having.items()},
-        )
-        for key in common[::step][:most]
-    ]
-
-
-def _prompt_text(prompt: Any) -> str:
-    """A conversation as its last message; the ones before it are the same in every sample."""
-    if isinstance(prompt, list) and prompt:
-        last = cast("list[Any]", prompt)[-1]
-        return str(cast("dict[str, Any]", last).get("content", "")) if isinstance(last, dict) else str(last)
-    return str(prompt)
-
-
-def _signatures(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """How each metric was computed, of the first evaluation that says so."""
-    for evaluation in evaluations.values():
-        found = evaluation.metrics.get("signatures")
-        if isinstance(found, dict):
-            return [f"{name}: {text}" for name, text in cast("dict[str, Any]", found).items() if isinstance(text, str)]
-    return []
-
-
-def _comparisons(store: Store, inputs: Mapping[str, Artifact]) -> dict[str, list[Difference]]:
-    """ "baseline → candidate" to the differences, for every input with a comparison.json."""
-    columns = {artifact.id: name for name, artifact in inputs.items()}
-    found: dict[str, list[Difference]] = {}
-    for name, artifact in inputs.items():
-        compared = read_json(artifact.path / "comparison.json") if _has(artifact.path, "comparison.json") else None
-        if not isinstance(compared, dict):
-            continue
-        sources = artifact.manifest.origin.inputs
-        names = [columns.get(i) or store.get(i).manifest.name for i in map(sources.get, ("baseline", "candidate")) if i]
-        metrics = cast("dict[str, dict[str, Any]]", compared)
-        found[" → ".join(names) or name] = [_difference(metric, values) for metric, values in metrics.items()]
-    return found
-
-
-def _difference(name: str, values: Mapping[str, Any]) -> Difference:
-    p = min((float(values[key]) for key in ("p_higher", "p_lower") if key in values), default=1.0)
-    low, high, change = (float(values[key]) for key in ("low", "high", "difference"))
-    return Difference(
-        name=name,
-        change=_signed(name, change),
-        interval=f"{_signed(name, low)} … {_signed(name, high)}",
-        p=f"{p:.3f}" if p >= 0.001 else "< 0.001",
-        is_sure=p < 0.05,
-    )
-
-
-def _signed(name: str, value: float) -> str:
-    return ("+" if value > 0 else "−" if value < 0 else "") + format_metric(name, abs(value))
-
-
 def _stage_bars(stages: Sequence[Manifest]) -> list[Markup]:
     longest = max((m.cost.seconds for m in stages), default=0.0) or 1.0
     return [bar_mark(m.cost.seconds / longest, "second") for m in stages]
@@ -415,17 +274,3 @@ def _trees(store: Store, inputs: Mapping[str, Artifact]) -> list[Node]:
 
     below = {identifier for m in _ancestry(store, inputs.values()) for identifier in m.origin.inputs.values()}
     return [grow(name, artifact.manifest) for name, artifact in inputs.items() if artifact.id not in below]
-
-
-# words for numbers
-
-
-def format_metric(name: str, value: float) -> str:
-    """A metric as people write it: shares in per cent, bytes in MB."""
-    if name in _SHARES and abs(value) <= 1:
-        return f"{value:.1%}"
-    if name.endswith("_bytes"):
-        return f"{value / 1e6:,.1f} MB"
-    if value == int(value) and abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"

@@ -164,7 +164,9 @@ class Store:
             return self.get(stages[text])
         if _PREFIX.fullmatch(text) and any(identifier.startswith(text) for identifier in self.ids()):
             return self.find(text)
-        raise StoreError(f"Nothing in {self.root} is called '{text}'.", nearest(text, {*aliases, *stages}))
+        known = {*aliases, *stages}
+        hint = nearest(text, known) if known else "Run a recipe first: danlu run RECIPE."
+        raise StoreError(f"Nothing in {self.root} is called '{text}'.", hint)
 
     # locks
 

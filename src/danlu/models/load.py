@@ -32,6 +32,8 @@ from danlu.text.tokenizer import load_tokenizer, tokenizer_from_gguf
 
 SCALE_SUFFIX = "_scale"
 """An int8 tensor ``x.weight`` has its row scales in ``x.weight_scale``."""
+COLUMN_SCALE_SUFFIX = "_column_scale"
+"""An int8 embedding also has its column scales, in ``x.weight_column_scale``."""
 
 _Read = Callable[[str], Tensor]
 
@@ -154,7 +156,8 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _check_names(folder: Path, found: set[str], names: Mapping[str, tuple[str, ...]], scheme: str | None) -> None:
     expected = {theirs for parts in names.values() for theirs in parts}
     if scheme == "int8":
-        expected |= {name + SCALE_SUFFIX for name in expected if "norm" not in name}
+        (embedding,) = names["embedding.weight"]
+        expected |= {name + SCALE_SUFFIX for name in expected if "norm" not in name} | {embedding + COLUMN_SCALE_SUFFIX}
     _check_sets(folder, found, expected)
 
 
@@ -188,8 +191,12 @@ def _fill(
             )
         owner, _, attribute = ours.rpartition(".")
         if scheme == "int8" and weight.dtype == torch.int8:
-            scale = _stack(read, [name + SCALE_SUFFIX for name in theirs]).to(device)
-            _put_int8(decoder, owner, weight.to(device), scale, dtype)
+            weight, scale = weight.to(device), _stack(read, [name + SCALE_SUFFIX for name in theirs]).to(device)
+            if owner == "embedding":
+                columns = read(theirs[0] + COLUMN_SCALE_SUFFIX).to(device)
+                decoder.embedding = Int8Embedding(weight, scale, columns, dtype)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                set_layer(decoder, owner, Int8Linear(weight, scale))
         else:
             parameter = nn.Parameter(weight.to(device=device, dtype=dtype), requires_grad=False)
             setattr(decoder.get_submodule(owner), attribute, parameter)
@@ -202,10 +209,10 @@ def _stack(read: _Read, names: tuple[str, ...] | list[str]) -> Tensor:
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
-def _put_int8(decoder: Decoder, owner: str, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-    layer = Int8Embedding(weight, scale, dtype) if owner == "embedding" else Int8Linear(weight, scale)
-    parent, _, name = owner.rpartition(".")
-    setattr(decoder.get_submodule(parent) if parent else decoder, name, layer)
+def set_layer(decoder: Decoder, name: str, layer: nn.Module) -> None:
+    """Replace one layer of a decoder by its dotted name."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(decoder.get_submodule(parent) if parent else decoder, attribute, layer)
 
 
 def tie_head(decoder: Decoder) -> None:
@@ -244,6 +251,8 @@ def save_model(model: Model, folder: Path, notes: Mapping[str, Any] | None = Non
         if scale is not None:
             for name, part in zip(theirs, _split(ours, scale, model.config), strict=True):
                 tensors[name + SCALE_SUFFIX] = part.contiguous().cpu()
+        if ours == "embedding.weight" and "embedding.column_scale" in state:
+            tensors[theirs[0] + COLUMN_SCALE_SUFFIX] = state["embedding.column_scale"].cpu()
     weights = folder / "model.safetensors"
     with disk_errors(weights):
         save_file(tensors, weights, metadata={"format": "pt"})

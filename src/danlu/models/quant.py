@@ -22,12 +22,13 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    _scale_row: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
-        self._scale_row = scale.reshape(1, -1)
+        self.register_buffer("_scale_row", scale.reshape(1, -1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) → (N, O)."""
@@ -38,17 +39,22 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """A table of int8 rows with scales; a row is expanded when it is looked up."""
+    """A table of int8 rows with one scale a row (V, 1) and one a column (D,); a row is expanded when it is looked up.
+
+    The column scale undoes the smoothing of a tied head, which reads the same int8 rows without it.
+    """
 
     weight: Tensor
     scale: Tensor
+    column_scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
+        self.register_buffer("column_scale", column_scale)
         self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """(N,) → (N, D)."""
-        return (self.weight[ids] * self.scale[ids]).to(self.dtype)
+        return (self.weight[ids] * self.scale[ids] * self.column_scale).to(self.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from danlu.models.load import Model
+from danlu.text.chat import RenderedChat
 
 
 class Method(Protocol):
@@ -13,6 +15,9 @@ class Method(Protocol):
     scheme: str
     """Written to danlu.json; the loader knows it."""
 
-    def apply(self, model: Model) -> dict[str, Any]:
-        """Compress ``model`` (fp32, on the CPU) in place; returns measurements."""
+    def apply(self, model: Model, calibration: Sequence[RenderedChat]) -> dict[str, Any]:
+        """Compress ``model`` (fp32, on the CPU) in place; returns measurements.
+
+        ``calibration`` are conversations like those the model will see; empty when there are none.
+        """
         ...
