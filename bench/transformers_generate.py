@@ -2,9 +2,10 @@
 
     python bench/transformers_generate.py MODEL_FOLDER EVALUATION_FOLDER OUT_FOLDER [--items 8]
 
-Both number types are tried and the faster one counts. ``speedup_vs_transformers`` is the evaluation's own items a second
-over that. The prompts are spread evenly over the evaluation's; answers end at the end token or at as many tokens as the
-longest answer of the evaluation could have. Without transformers the ratio is null, and the message says so.
+Both number types are tried and the faster one counts. ``speedup_vs_transformers`` is the evaluation's own items a
+second over that. The prompts are spread evenly over the evaluation's; answers end at the end token or at as many
+tokens as the longest answer of the evaluation could have. Without transformers the ratio is null, and the message
+says so.
 """
 
 from __future__ import annotations

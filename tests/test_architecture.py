@@ -46,7 +46,6 @@ TORCH_SIDE = {"models", "train", "compress", "serve"}
 HTTP_SIDE = ("core", "lineage", "text", "data", "evaluate", "client", "gateway", "apps", "console")
 PLUGIN_FOLDERS = [
     "data.ops",
-    "data.sources",
     "models.archs",
     "models.heads",
     "models.inputs",

@@ -32,12 +32,13 @@ class QuantizeConfig:
             raise ConfigError(f"method is {self.method!r}.", nearest(self.method, known))
 
 
-def quantize(
-    source: Path, out: Path, config: QuantizeConfig, rows: Iterable[Mapping[str, Any]] = ()
-) -> dict[str, Any]:
-    """Write a quantised model folder; returns sizes. ``rows`` with ``messages`` serve as calibration data. ``size_ratio`` is of all weights, embedding and head included,
-    to the same weights in fp32 (4 bytes a parameter, tied ones once)."""
-    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+def quantize(source: Path, out: Path, config: QuantizeConfig, rows: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Write a quantised model folder; returns sizes. ``rows`` with ``messages`` serve as calibration data.
+
+    ``size_ratio`` is of all weights, embedding and head included, to the same weights in fp32 (4 bytes a parameter,
+    tied ones once).
+    """
+    model = load_model(source, precision="fp32", device=torch.device("cpu"))
     fp32_bytes = 4 * model.num_parameters()
     chosen = itertools.islice(rows, config.calibration_rows)
     calibration = [model.chat.render(row["messages"], add_generation_prompt=False) for row in chosen]

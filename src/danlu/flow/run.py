@@ -18,7 +18,7 @@ from danlu.core.errors import DanluError
 from danlu.core.events import Display, Events
 from danlu.core.files import disk_errors, read_json, write_json
 from danlu.flow import summary
-from danlu.flow.memory import PeakMemory
+from danlu.flow.memory import PeakMemory, release_memory
 from danlu.flow.recipe import PluginLoader, Recipe, Stage, load_recipe, load_stage
 from danlu.flow.words import duration, headline
 from danlu.lineage.host import host_facts
@@ -141,7 +141,10 @@ class _Run:
 
     def _body(self, stage: Stage, label: str, context: StageContext) -> dict[str, Any]:
         self.events.display.say(f"▸ {label}")
-        return stage.plugin.run(stage.config, context)
+        try:
+            return stage.plugin.run(stage.config, context)
+        finally:
+            release_memory()
 
     @contextmanager
     def _recorded(self, stage: Stage) -> Iterator[None]:

@@ -52,4 +52,5 @@ class GGUFFile:
                 f"Readable: {', '.join(READABLE)}.",
             )
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(self.shape(name))  # a copy: the map is read-only
+        copy = np.array(values, dtype=np.float32)  # the map is read-only
+        return torch.from_numpy(copy).reshape(self.shape(name))

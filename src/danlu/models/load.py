@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,15 +58,28 @@ class Model:
         """Number type of hidden states."""
         return self.decoder.stack.norm.weight.dtype
 
+    @property
+    def precision(self) -> str:
+        """Number type of the activations: fp32 or bf16."""
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.activation_dtype]
+
     def num_parameters(self) -> int:
         """Weights of the model, tied ones counted once."""
         seen = {t.data_ptr(): t.numel() for n, t in self.decoder.state_dict().items() if not n.endswith("scale")}
         return sum(seen.values())
 
 
-def load_model(path: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:
-    """A folder or a .gguf file as a Model. ``dtype`` None picks bf16 where the machine is fast at it, else fp32."""
+Precision = Literal["fp32", "bf16"]
+
+
+def load_model(path: Path, *, precision: Precision | None = None, device: torch.device | None = None) -> Model:
+    """A folder or a .gguf file as a Model.
+
+    ``precision`` is the number type of plain weights; None picks bf16 where the machine is fast at it, else fp32.
+    Raises ModelError when the files are not a model of a known family.
+    """
     device = device or pick_device()
+    dtype = None if precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     if path.is_dir():
         return _load_folder(path, dtype, device)
     if path.suffix == ".gguf" and path.is_file():

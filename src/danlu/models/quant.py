@@ -34,7 +34,7 @@ class Int8Linear(nn.Module):
         """(N, D) → (N, O)."""
         peak = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(1e-12)
         quantized = torch.round(x * (127.0 / peak)).to(torch.int8)
-        product = torch._int_mm(quantized, self.weight.t())  # (N, O) int32, exact
+        product = torch.ops.aten._int_mm(quantized, self.weight.t())  # (N, O) int32, exact
         return (product * (peak * (1.0 / 127.0)) * self._scale_row).to(x.dtype)
 
 

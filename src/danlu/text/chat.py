@@ -82,9 +82,7 @@ class ChatFormat:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of whatever a model is asked to continue."""
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-            begin = self.tokenizer.begin_id
-            return ids or ([] if begin is None else [begin])
+            return self.tokenizer.encode(prompt)
         return self.render(prompt, add_generation_prompt=True).ids
 
     def _encode(self, text: str, learned: Sequence[bool]) -> RenderedChat:

@@ -1,1 +1,1 @@
-"""Training: functions a stage's own loop calls (loss, optimiser, LoRA, checkpoints). There is no Trainer to subclass."""
+"""Training: functions that a stage's own loop calls (loss, optimiser, LoRA, checkpoints); no Trainer to subclass."""

@@ -107,17 +107,18 @@ def _smooth(model: Model, peaks: dict[str, Tensor]) -> Tensor:
         assert isinstance(block, Block)
         stem = f"stack.blocks.{layer}"
         factor = _factor(peaks[f"{stem}.attention.qkv"], block.attention.qkv.weight)
-        block.attention_norm.weight /= factor
-        block.attention.qkv.weight *= factor
+        block.attention_norm.weight.div_(factor)
+        block.attention.qkv.weight.mul_(factor)
         factor = _factor(peaks[f"{stem}.feedforward.gate_up"], block.feedforward.gate_up.weight)
-        block.feedforward_norm.weight /= factor
-        block.feedforward.gate_up.weight *= factor
+        block.feedforward_norm.weight.div_(factor)
+        block.feedforward.gate_up.weight.mul_(factor)
         factor = _factor(peaks[f"{stem}.feedforward.down"], block.feedforward.down.weight)
-        block.feedforward.gate_up.weight[model.config.feedforward_width :] /= factor.unsqueeze(1)  # the up rows
-        block.feedforward.down.weight *= factor
+        up_rows = block.feedforward.gate_up.weight[model.config.feedforward_width :]
+        up_rows.div_(factor.unsqueeze(1))
+        block.feedforward.down.weight.mul_(factor)
     factor = _factor(peaks["head"], decoder.head.weight)
-    decoder.stack.norm.weight /= factor
-    decoder.head.weight *= factor
+    decoder.stack.norm.weight.div_(factor)
+    decoder.head.weight.mul_(factor)
     return 1.0 / factor if model.config.tied_head else torch.ones_like(factor)
 
 

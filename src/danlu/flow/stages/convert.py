@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from danlu.core.errors import ModelError
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
@@ -30,7 +28,7 @@ class Convert(RecipeStage[ConvertConfig]):
     uses_seed = False
 
     def run(self, config: ConvertConfig, context: StageContext) -> dict[str, Any]:
-        model = load_model(find_model(context.inputs["weights"]), dtype=torch.float32)
+        model = load_model(find_model(context.inputs["weights"]), precision="fp32")
         size_bytes = save_model(model, context.output)
         return {"parameters": model.num_parameters(), "size_bytes": size_bytes, "family": model.architecture.model_type}
 

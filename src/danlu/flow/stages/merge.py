@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
 from danlu.models.load import load_model, save_model
@@ -29,7 +27,7 @@ class Merge(RecipeStage[MergeConfig]):
     uses_seed = False
 
     def run(self, config: MergeConfig, context: StageContext) -> dict[str, Any]:
-        model = load_model(context.inputs["model"], dtype=torch.float32)
+        model = load_model(context.inputs["model"], precision="fp32")
         load_adapter(model, context.inputs["adapter"])
         largest = merge_lora(model)
         size_bytes = save_model(model, context.output)

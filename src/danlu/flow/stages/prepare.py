@@ -20,6 +20,10 @@ class Prepare(RecipeStage[PrepareConfig]):
     kind = "data"
     inputs: Mapping[str, str] = {"rows": "a fetched table: Parquet, JSON lines or CSV"}
 
+    def fingerprint(self, config: PrepareConfig) -> dict[str, Any]:
+        """Versions and resolved options of the operators: a better operator makes the data again."""
+        return {"steps": config.describe_steps()}
+
     def run(self, config: PrepareConfig, context: StageContext) -> dict[str, Any]:
         return prepare(_only_file(context.inputs["rows"]), config, context.output, context.events, context.seed)
 

@@ -72,11 +72,13 @@ def _tell(url: str, config: ServeConfig, events: Events) -> None:
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
     )  # fmt: skip
     api_key = "unused" if config.http.api_key is None else "YOUR_KEY"
-    events.say(
-        f"  python -c \"from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='{api_key}')"
-        f".chat.completions.create(model='{config.model_name}', max_tokens=80, messages=[{{'role': 'user', "
-        f"'content': {json.dumps(config.example)!s}}}]).choices[0].message.content)\""
+    program = (
+        f"from openai import OpenAI; client = OpenAI(base_url={url + '/v1'!r}, api_key={api_key!r}); "
+        f"messages = [{{'role': 'user', 'content': {config.example!r}}}]; "
+        f"answer = client.chat.completions.create(model={config.model_name!r}, max_tokens=80, messages=messages); "
+        "print(answer.choices[0].message.content)"
     )
+    events.say(f"  python -c {shlex.quote(program)}")
 
 
 plugin = Serve()

@@ -1,11 +1,10 @@
-"""Fine-tune a model on conversations with LoRA; the artifact is a PEFT adapter and its loss curve (train/stages/sft)."""
+"""Fine-tune a model on conversations with LoRA: makes a PEFT adapter and its loss curve (train/stages/sft)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.core.device import compute_dtype, pick_device
 from danlu.core.files import read_jsonl
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
@@ -26,8 +25,7 @@ class Sft(RecipeStage[SftConfig]):
     }
 
     def run(self, config: SftConfig, context: StageContext) -> dict[str, Any]:
-        dtype = compute_dtype(pick_device())
-        model = load_model(context.inputs["model"], dtype=dtype)
+        model = load_model(context.inputs["model"])
         folder = context.inputs["data"]
         train = encode_rows(read_jsonl(folder / "train.jsonl"), model.chat, config.max_row_tokens)
         validation = encode_rows(read_jsonl(folder / "validation.jsonl"), model.chat, config.max_row_tokens)
@@ -42,7 +40,7 @@ class Sft(RecipeStage[SftConfig]):
             events=context.events,
         )
         save_adapter(model, context.output, config.lora, base=context.artifacts["model"].id)
-        return {**metrics, "left_out": train.left_out, "dtype": str(dtype).removeprefix("torch.")}
+        return {**metrics, "left_out": train.left_out, "precision": model.precision}
 
 
 plugin = Sft()

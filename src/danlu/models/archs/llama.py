@@ -120,7 +120,7 @@ class Llama:
                 "max_position_embeddings": metadata["llama.context_length"],
                 "rms_norm_eps": float(f"{metadata['llama.attention.layer_norm_rms_epsilon']:.6g}"),
                 "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
-                "rope_scaling": metadata.get("llama.rope.scaling.type") if "llama.rope.scaling.type" in metadata else None,
+                "rope_scaling": metadata.get("llama.rope.scaling.type"),
             }
         except KeyError as error:
             raise ModelError(f"The GGUF metadata lacks {error.args[0]!r}.", "The file may be damaged.") from error

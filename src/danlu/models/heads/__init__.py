@@ -1,0 +1,1 @@
+"""Heads: one file each, hidden states in, the task's answer out."""

@@ -29,3 +29,6 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) → (M, V). Give it only the positions whose prediction is wanted: the head is the largest product."""
         return self.head(hidden)
+
+
+plugin = Decoder

@@ -1,0 +1,1 @@
+"""Inputs: one file each, what comes in becomes embeddings."""

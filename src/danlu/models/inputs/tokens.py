@@ -16,3 +16,6 @@ class TokenEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(N,) → (N, D)."""
         return nn.functional.embedding(ids, self.weight)
+
+
+plugin = TokenEmbedding

@@ -92,12 +92,15 @@ class Engine:
         with self._wake:
             if self._is_draining or self._failures >= _MAX_FAILURES:
                 raise RequestError("The engine is stopping.", "Try again soon, or elsewhere.", status=503)
-            tokens = sum(t.prompt_tokens for t in self._waiting) + ticket.prompt_tokens
+            queued = [t for t in self._waiting if not t.is_cancelled]
+            tokens = sum(t.prompt_tokens for t in queued) + ticket.prompt_tokens
             limits = self._config
-            if len(self._waiting) >= limits.max_waiting or (self._waiting and tokens > limits.max_waiting_tokens):
+            if len(queued) >= limits.max_waiting or (queued and tokens > limits.max_waiting_tokens):
                 raise OverloadedError(
-                    f"The queue is full: {len(self._waiting)} requests wait.", "Try again after Retry-After seconds."
+                    f"The queue is full: {len(queued)} requests wait.", "Try again after Retry-After seconds."
                 )
+            if not (self._waiting or self._running):
+                self._last_step = time.monotonic()  # the thread is asleep, not hung
             self._waiting.append(ticket)
             self._wake.notify()
         return ticket
@@ -115,12 +118,14 @@ class Engine:
     def status(self) -> EngineStatus:
         """Numbers for health checks and metrics."""
         with self._wake:
-            busy = bool(self._waiting or self._running)
+            waiting = sum(not ticket.is_cancelled for ticket in self._waiting)
+            age = time.monotonic() - self._last_step if self._waiting or self._running else 0.0
+            has_failed = self._failures >= _MAX_FAILURES
             return EngineStatus(
-                is_ready=not self._is_draining and self._failures < _MAX_FAILURES,
+                is_ready=not self._is_draining and not has_failed,
                 running=len(self._running),
-                waiting=len(self._waiting),
-                last_step_age_s=time.monotonic() - self._last_step if busy else 0.0,
+                waiting=waiting,
+                last_step_age_s=float("inf") if has_failed else age,
                 prompt_tokens=self._prompt_tokens,
                 generated_tokens=self._generated_tokens,
                 steps_by_batch_size=dict(self._steps),
@@ -232,6 +237,7 @@ class Engine:
         return chosen
 
     def _step(self, newcomers: Sequence[EngineTicket]) -> None:
+        """One token for every running row, then the newcomers' prompts and first tokens."""
         self._sweep_cancelled()
         joining = [t.writing for t in newcomers if t.writing.finish_reason is None]
         if self._runner.rows:

@@ -213,7 +213,7 @@ class Service:
         """GET /health: 503 when the scheduler has stood still for too long with work to do."""
         age_s = self._engine.status().last_step_age_s
         is_stalled = age_s > self._config.stall_s
-        body = {"status": "stalled" if is_stalled else "ok", "last_step_age_s": round(age_s, 3)}
+        body = {"status": "stalled" if is_stalled else "ok", "last_step_age_s": round(min(age_s, 1e9), 3)}
         return _json(encode(body), 503 if is_stalled else 200)
 
     async def ready(self, request: Request) -> Response:

@@ -264,3 +264,6 @@ class _CurveLog:
 
     def copy_to(self, path: Path) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+
+
+plugin = finetune
