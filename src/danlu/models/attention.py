@@ -48,20 +48,40 @@ class Attention(nn.Module):
         return self.out(mixed.reshape(x.shape[0], -1))
 
 
-def row_positions(lengths: Sequence[int]) -> Tensor:
-    """Positions of rows laid end to end: [2, 3] → [0, 1, 0, 1, 2]. Shape (N,)."""
-    return torch.cat([torch.arange(length) for length in lengths])
+def row_positions(lengths: Sequence[int], shared: int = 0) -> Tensor:
+    """Positions of rows laid end to end: [2, 3] → [0, 1, 0, 1, 2]. With ``shared`` tokens before all rows, which come
+    first in the batch: 2 and [2, 1] → [0, 1, 2, 3, 2]. Shape (N,)."""
+    parts = [torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)]
+    return torch.cat(parts)
+
+
+_WORTH_SHARING = 8
+"""Fewer equal first tokens are not worth a pass of their own."""
+
+
+def shared_prefix(rows: Sequence[list[int]], longest: int | None = None) -> int:
+    """How many first tokens rows can share: equal in all, at least one token left in each, at most ``longest``."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)  # the two that differ earliest, in dictionary order
+    limit = min(*(len(row) - 1 for row in rows), len(low) if longest is None else longest)
+    count = next((i for i in range(limit) if low[i] != high[i]), limit)
+    return count if count >= _WORTH_SHARING else 0
 
 
 class PackedAttend:
     """Causal attention inside each row of a packed batch; rows never see each other.
 
+    Rows that begin with the same tokens may share them: the batch then starts with those ``shared`` tokens, computed
+    once, and ``lengths`` count what follows in each row. The result is that of every row alone.
+
     Rows are laid side by side, padded on the right, for the product only: a causal mask already hides right padding
     from every real token, so no mask is needed. All linears still run on the N real tokens.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | None = None) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device | None = None, shared: int = 0) -> None:
         self.lengths = list(lengths)
+        self.shared = shared
         self.longest = max(self.lengths)
         starts = list(itertools.accumulate([0, *self.lengths[:-1]]))
         columns = torch.arange(self.longest)
@@ -72,26 +92,36 @@ class PackedAttend:
         self.scatter = real.flatten().nonzero().squeeze(1).to(device)  # (N,)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if len(self.lengths) == 1:
-            return causal(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)).squeeze(0)
-        side_by_side = [self._spread(x) for x in (q, k, v)]  # (B, T, heads, E)
-        mixed = causal(*side_by_side)
-        return mixed.flatten(0, 1).index_select(0, self.scatter)  # (N, H, E)
+        if not self.shared:
+            return self._rows(q, k, v, None, None)
+        parts = [x.split([self.shared, x.shape[0] - self.shared]) for x in (q, k, v)]
+        (q_first, q_rest), (k_first, k_rest), (v_first, v_rest) = parts
+        first = causal(q_first.unsqueeze(0), k_first.unsqueeze(0), v_first.unsqueeze(0)).squeeze(0)
+        return torch.cat([first, self._rows(q_rest, k_rest, v_rest, k_first, v_first)])
+
+    def _rows(self, q: Tensor, k: Tensor, v: Tensor, k_first: Tensor | None, v_first: Tensor | None) -> Tensor:
+        q, k, v = (self._spread(x) for x in (q, k, v))  # (B, T, heads, E)
+        if k_first is not None and v_first is not None:
+            k, v = (
+                torch.cat([first.expand(len(self.lengths), *first.shape), own], dim=1)
+                for first, own in ((k_first, k), (v_first, v))
+            )
+        return causal(q, k, v).flatten(0, 1).index_select(0, self.scatter)  # (N, H, E)
 
     def _spread(self, x: Tensor) -> Tensor:
         return x.index_select(0, self.gather).view(len(self.lengths), self.longest, *x.shape[1:])
 
 
 class PrefillAttend:
-    """Reads new rows into rows ``first``… of a cache, which must be empty there."""
+    """Reads new rows into rows ``first``… of a cache, which must be empty there; ``shared`` as in PackedAttend."""
 
-    def __init__(self, cache: KVCache, first: int, lengths: Sequence[int]) -> None:
-        self._packed = PackedAttend(lengths, cache.device)
+    def __init__(self, cache: KVCache, first: int, lengths: Sequence[int], shared: int = 0) -> None:
+        self._packed = PackedAttend(lengths, cache.device, shared)
         self._cache = cache
         self._first = first
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._cache.write_rows(layer, self._first, self._packed.lengths, k, v)
+        self._cache.write_rows(layer, self._first, self._packed.lengths, self._packed.shared, k, v)
         return self._packed(layer, q, k, v)
 
 
@@ -125,20 +155,24 @@ _LONGEST_PRODUCT = 512
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention. q: (B, T, H, E); k, v: (B, T, K, E) → (B, T, H, E)."""
+    """Causal attention; the last query stands at the last key. q: (B, T, H, E); k, v: (B, S, K, E) → (B, T, H, E)."""
     rows, length, num_q, width = q.shape
-    if length > _LONGEST_PRODUCT or q.device.type != "cpu":
+    span, num_kv = k.shape[1], k.shape[2]
+    if max(length, span) > _LONGEST_PRODUCT or q.device.type != "cpu":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, E)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if span == length:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            seen = torch.ones(length, span, dtype=torch.bool, device=q.device).tril_(span - length)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
         return mixed.transpose(1, 2)
-    num_kv = k.shape[2]
     group = num_q // num_kv
-    queries = q.view(rows, length, num_kv, group, width).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, E)
+    queries = q.reshape(rows, length, num_kv, group, width).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, E)
     queries = queries.reshape(rows * num_kv, group * length, width)
-    keys = k.permute(0, 2, 3, 1).reshape(rows * num_kv, width, length)  # (B·K, E, T)
-    values = v.permute(0, 2, 1, 3).reshape(rows * num_kv, length, width)  # (B·K, T, E)
-    later = torch.full((length, length), float("-inf")).triu_(1)
-    scores = torch.bmm(queries, keys).view(-1, group, length, length).float() * width**-0.5 + later
-    weights = torch.softmax(scores, dim=-1).to(q.dtype).view(rows * num_kv, group * length, length)
+    keys = k.permute(0, 2, 3, 1).reshape(rows * num_kv, width, span)  # (B·K, E, S)
+    values = v.permute(0, 2, 1, 3).reshape(rows * num_kv, span, width)  # (B·K, S, E)
+    later = torch.full((length, span), float("-inf")).triu_(1 + span - length)
+    scores = torch.bmm(queries, keys).view(-1, group, length, span).float() * width**-0.5 + later
+    weights = torch.softmax(scores, dim=-1).to(q.dtype).view(rows * num_kv, group * length, span)
     mixed = torch.bmm(weights, values).view(rows, num_kv, group, length, width)
     return mixed.permute(0, 3, 1, 2, 4).reshape(q.shape)  # (B, T, H, E)

@@ -36,12 +36,13 @@ class KVCache:
         """Tokens each row has room for."""
         return self.keys.shape[3]
 
-    def write_rows(self, layer: int, first: int, lengths: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Fill rows first… from their start. k, v: (N, K, E), rows laid end to end."""
-        ends = list(itertools.accumulate(lengths))
-        for row, (length, end) in enumerate(zip(lengths, ends, strict=True), start=first):
-            self.keys[layer, row, :, :length] = k[end - length : end].transpose(0, 1)
-            self.values[layer, row, :, :length] = v[end - length : end].transpose(0, 1)
+    def write_rows(self, layer: int, first: int, lengths: Sequence[int], shared: int, k: Tensor, v: Tensor) -> None:
+        """Fill rows first… from their start. k, v: (N, K, E), ``shared`` tokens of all rows, then rows end to end."""
+        ends = list(itertools.accumulate(lengths, initial=shared))[1:]
+        for cache, new in ((self.keys[layer], k), (self.values[layer], v)):
+            cache[first : first + len(lengths), :, :shared] = new[:shared].transpose(0, 1)
+            for row, (length, end) in enumerate(zip(lengths, ends, strict=True), start=first):
+                cache[row, :, shared : shared + length] = new[end - length : end].transpose(0, 1)
 
     def append(
         self, layer: int, rows: Tensor, lengths: Tensor, k: Tensor, v: Tensor, span: int

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from danlu.core.errors import RequestError
 from danlu.core.records import Completion, Delta, FinishReason, GenerateOptions, OnAdvance, Prompt, Score, Usage
-from danlu.models.attention import DecodeAttend, PackedAttend, PrefillAttend, row_positions
+from danlu.models.attention import DecodeAttend, PackedAttend, PrefillAttend, row_positions, shared_prefix
 from danlu.models.cache import KVCache
+from danlu.models.heads.lm import Decoder
 from danlu.models.load import Model
 from danlu.text.tokenizer import TextStream, TextTokenizer
 
@@ -133,6 +134,19 @@ def _draw(logits: Tensor, options: GenerateOptions, generator: torch.Generator) 
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
+def read_prompts(decoder: Decoder, prompts: Sequence[list[int]], cache: KVCache, first: int) -> Tensor:
+    """Read prompts into rows ``first``… of a cache, in one packed pass; what they all begin with is read once.
+
+    Returns the hidden state of each prompt's last token: (B, D).
+    """
+    shared = shared_prefix(prompts)
+    lengths = [len(prompt) - shared for prompt in prompts]
+    ids = torch.tensor([*prompts[0][:shared], *(i for p in prompts for i in p[shared:])], device=cache.device)
+    positions = row_positions(lengths, shared).to(cache.device)
+    hidden = decoder(ids, positions, PrefillAttend(cache, first, lengths, shared))
+    return hidden[torch.tensor(lengths, device=cache.device).cumsum(0) + (shared - 1)]
+
+
 class ReferenceModel:
     """A loaded model that generates, streams and scores."""
 
@@ -183,12 +197,8 @@ class ReferenceModel:
         room = max(len(w.prompt_ids) + w.limit for w in writings)
         with torch.inference_mode():
             cache = KVCache(decoder.config, len(writings), room, self.model.activation_dtype, device)
-            lengths = [len(w.prompt_ids) for w in writings]
-            ids = torch.tensor([i for w in writings for i in w.prompt_ids], device=device)
-            hidden = decoder(ids, row_positions(lengths).to(device), PrefillAttend(cache, 0, lengths))
-            last = torch.tensor(lengths, device=device).cumsum(0) - 1
-            hidden = hidden[last]
-        filled = torch.tensor(lengths, device=device)
+            hidden = read_prompts(decoder, [w.prompt_ids for w in writings], cache, 0)
+        filled = torch.tensor([len(w.prompt_ids) for w in writings], device=device)
         while True:
             with torch.inference_mode():
                 tokens = pick_tokens(decoder.logits(hidden), writings)

@@ -101,7 +101,7 @@ def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) 
     if scheme not in (None, "int8"):
         raise ModelError(f"{folder}: quantisation scheme {scheme!r} is unknown.", "Known: int8.")
     if dtype is None:
-        dtype = torch.float32 if scheme else compute_dtype(device)
+        dtype = compute_dtype(device)
     decoder = _empty_decoder(config)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_open_safetensors(path)) for path in sorted(folder.glob("*.safetensors"))]
@@ -271,8 +271,13 @@ def save_model(model: Model, folder: Path, notes: Mapping[str, Any] | None = Non
         save_file(tensors, weights, metadata={"format": "pt"})
     config = model.architecture.write_config(model.config)
     config["torch_dtype"] = str(next(t.dtype for n, t in tensors.items() if "norm" in n)).removeprefix("torch.")
+    tokenizer = model.chat.tokenizer
+    ends = sorted(tokenizer.end_ids)
+    special = {"bos_token_id": tokenizer.begin_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    config |= special
     quantization = {"quantization": {"scheme": model.scheme, "granularity": "row"}} if model.scheme else {}
     write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", special)
     write_json(folder / "danlu.json", {"format": 1, **quantization, **(notes or {})})
     _save_tokenizer(model.chat, folder)
     return weights.stat().st_size

@@ -10,17 +10,20 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from danlu.core.errors import ModelError, RequestError
-from danlu.core.records import Message, Prompt
+from danlu.core.errors import DanluError, ModelError, RequestError
+from danlu.core.records import Message, Prompt, Role
 from danlu.text.tokenizer import TextTokenizer
 
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # noncharacters of Unicode: they never stand in real text
+_OPEN, _OPEN_ANSWER, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters of Unicode: never part of real text
+_MARKS = re.compile(f"[{_OPEN}{_OPEN_ANSWER}{_CLOSE}]")
+_CONTENT = f"[{_OPEN}{_OPEN_ANSWER}][^{_OPEN}{_OPEN_ANSWER}{_CLOSE}]*{_CLOSE}"
 _MAX_TEMPLATE_CHARACTERS = 100_000
+_ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,30 @@ class ChatFormat:
             raise RequestError("This model has no chat template.", "Use plain completions, or a chat-tuned model.")
         if len(self.source) > _MAX_TEMPLATE_CHARACTERS:
             raise ModelError(f"The chat template has {len(self.source)} characters.", "It cannot be a real one.")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals = {"raise_exception": _raise_from_template, "namespace": environment.globals["namespace"]}
         try:
             return environment.from_string(self.source)
         except TemplateError as error:
             raise ModelError(f"The chat template is broken: {error}", "Fetch the model again.") from error
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        special = {"bos_token": "", "eos_token": self.tokenizer.end_tokens[0] if self.tokenizer.end_tokens else ""}
-        if self.tokenizer.begin_id is not None:
-            special["bos_token"] = self.tokenizer.backend.id_to_token(self.tokenizer.begin_id) or ""
+    def _render(self, messages: Sequence[Message], texts: Sequence[str], add_generation_prompt: bool) -> str:
+        """The template's text with ``texts`` as the messages' contents."""
+        tokenizer = self.tokenizer
+        special = {"bos_token": "", "eos_token": tokenizer.end_tokens[0] if tokenizer.end_tokens else ""}
+        if tokenizer.begin_id is not None:
+            special["bos_token"] = tokenizer.backend.id_to_token(tokenizer.begin_id) or ""
+        turns = [{"role": m["role"], "content": text} for m, text in zip(messages, texts, strict=True)]
+        nothing = {"tools": None, "documents": None}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
-        except TemplateError as error:
+            return self._template.render(
+                messages=turns, add_generation_prompt=add_generation_prompt, **special, **nothing
+            )
+        except DanluError:
+            raise
+        except Exception as error:  # a template can fail in every way that code can
             raise RequestError(
                 f"The model's chat template refuses these messages: {error}", "Check roles and their order.",
                 param="messages",
@@ -67,17 +80,23 @@ class ChatFormat:
         """Ids and answer mask. With ``add_generation_prompt`` the ids end where the assistant begins to write."""
         if not messages:
             raise RequestError("messages is empty.", "Send at least one message.", param="messages")
-        marked: list[Message] = [
-            {"role": m["role"], "content": _OPEN + _without_marks(m["content"]) + _CLOSE} for m in messages
-        ]
-        text = self._render(marked, add_generation_prompt)
-        plain = [{"role": m["role"], "content": _without_marks(m["content"])} for m in messages]
-        if _without_marks(text) != self._render(plain, add_generation_prompt):  # pyright: ignore[reportArgumentType]
-            raise ModelError(
-                "The chat template changes message texts, so roles in them cannot be told apart safely.",
-                "Use a template that inserts each content as it is.",
-            )
-        return self._encode(text, [m["role"] == "assistant" for m in messages])
+        for message in messages:
+            if message["role"] not in _ROLES:  # it stands in the text unmarked
+                raise RequestError(
+                    f"A message has the role {message['role']!r}.", f"Known: {', '.join(_ROLES)}.", param="messages"
+                )
+        contents = [_MARKS.sub("", message["content"]) for message in messages]
+        opens = [_OPEN_ANSWER if message["role"] == "assistant" else _OPEN for message in messages]
+        plain = self._render(messages, contents, add_generation_prompt)
+        for texts in (contents, [text.strip() for text in contents]):  # many templates strip contents
+            marked = [mark + text + _CLOSE for mark, text in zip(opens, texts, strict=True)]
+            text = self._render(messages, marked, add_generation_prompt)
+            if _MARKS.sub("", text) == plain and not _MARKS.search(re.sub(_CONTENT, "", text)):
+                return self._encode(text)
+        raise ModelError(
+            "The chat template changes message texts, so roles in them cannot be told apart safely.",
+            "Use a template that inserts each content as it is.",
+        )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of whatever a model is asked to continue."""
@@ -85,64 +104,42 @@ class ChatFormat:
             return self.tokenizer.encode(prompt)
         return self.render(prompt, add_generation_prompt=True).ids
 
-    def _encode(self, text: str, learned: Sequence[bool]) -> RenderedChat:
-        """Cut at the template's special tokens, encode what is between as ordinary text."""
-        pieces = self._cut(text)
+    def _encode(self, text: str) -> RenderedChat:
+        """Special tokens where the template put them; the rest as ordinary text.
+
+        Answers are encoded apart from what surrounds them, as they are when the model writes them.
+        """
         ids: list[int] = []
         is_answer: list[bool] = []
-        message = -1
-        inside = False  # between a message's marks
-        answer_open = False  # an assistant message just closed: its end token is learnt too
-        for piece, special_id in pieces:
-            if special_id is not None:
-                ids.append(special_id)
-                is_answer.append(answer_open)
-                answer_open = False
+        answer_open = False  # an answer just ended: the special token after it is learnt too
+
+        def add(new: list[int], learnt: bool) -> None:
+            ids.extend(new)
+            is_answer.extend([learnt] * len(new))
+
+        pending, position = "", 0  # text that is not encoded yet
+        for match in self._pieces.finditer(text):
+            piece = match.group()
+            pending, position = pending + text[position : match.start()], match.end()
+            if piece[0] == _OPEN:
+                pending, answer_open = pending + piece[1:-1], False
                 continue
-            clean: list[str] = []
-            learnt: list[bool] = []
-            for character in piece:
-                if character == _OPEN:
-                    inside, message = True, message + 1
-                    answer_open = False
-                elif character == _CLOSE:
-                    inside = False
-                    answer_open = message < len(learned) and learned[message]
-                else:
-                    clean.append(character)
-                    learnt.append(inside and learned[message])
-            encoding = self.tokenizer.encode_with_offsets("".join(clean))
-            ids.extend(encoding.ids)
-            is_answer.extend(end > start and learnt[end - 1] for start, end in encoding.offsets)
+            add(self.tokenizer.encode(pending), False)
+            pending = ""
+            if piece[0] == _OPEN_ANSWER:
+                add(self.tokenizer.encode(piece[1:-1]), True)
+                answer_open = True
+            else:
+                add([self.tokenizer.special_ids[piece]], answer_open)
+                answer_open = False
+        add(self.tokenizer.encode(pending + text[position:]), False)
         return RenderedChat(ids, is_answer)
 
     @functools.cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
+    def _pieces(self) -> re.Pattern[str]:
+        """A marked content, or a special token outside one."""
         names = sorted(self.tokenizer.special_ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
-
-    def _cut(self, text: str) -> list[tuple[str, int | None]]:
-        """Pieces of text (with marks) and the special tokens that stand outside the marks."""
-        pieces: list[tuple[str, int | None]] = []
-        start = position = 0
-        while position < len(text):
-            if text[position] == _OPEN:
-                position = text.index(_CLOSE, position)
-            match = self._special_pattern.match(text, position)
-            if match:
-                if position > start:
-                    pieces.append((text[start:position], None))
-                pieces.append((match.group(), self.tokenizer.special_ids[match.group()]))
-                start = position = match.end()
-            else:
-                position += 1
-        if start < len(text):
-            pieces.append((text[start:], None))
-        return pieces
-
-
-def _without_marks(text: str) -> str:
-    return text.replace(_OPEN, "").replace(_CLOSE, "")
+        return re.compile("|".join([_CONTENT, *map(re.escape, names)]))
 
 
 def _raise_from_template(message: str) -> None:

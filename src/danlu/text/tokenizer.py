@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from danlu.core.errors import ModelError
 
@@ -61,10 +61,6 @@ class TextTokenizer:
         """Ids of ordinary text, no special tokens added or recognised."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def encode_with_offsets(self, text: str) -> Encoding:
-        """The same with character offsets."""
-        return self.backend.encode(text, add_special_tokens=False)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out, broken UTF-8 becomes U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
@@ -77,30 +73,33 @@ class TextTokenizer:
 
 
 class TextStream:
-    """Ids arrive one by one; text comes out as soon as it is certain (whole characters only)."""
+    """Ids arrive one by one; text comes out as soon as it is certain. The pieces join to ``decode`` of all ids."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._done = 0  # ids before this are fully printed; a window before it keeps spacing right
-        self._read = 0
+        self._window: list[int] = []  # the newest ids, and some before them that keep spacing right
+        self._num_whole = 0  # ids of the window that end with a whole character
+        self._num_shown = 0  # characters of the window's text that are out
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; "" while a character is incomplete."""
-        self._ids.append(token_id)
-        before = self._tokenizer.decode(self._ids[self._done : self._read])
-        after = self._tokenizer.decode(self._ids[self._done :])
-        if after.endswith("\ufffd") and len(self._ids) - self._read < 8:
-            return ""
-        self._done, self._read = self._read, len(self._ids)
-        return after[len(before) :]
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        if text.endswith("\ufffd"):  # only this last character may still change
+            piece = text[self._num_shown : -1]
+            self._num_shown += len(piece)
+            return piece
+        piece = text[self._num_shown :]
+        self._window = self._window[self._num_whole :]
+        self._num_whole = len(self._window)
+        self._num_shown = len(self._tokenizer.decode(self._window))
+        return piece
 
     def finish(self) -> str:
         """What is left when the answer is over."""
-        before = self._tokenizer.decode(self._ids[self._done : self._read])
-        after = self._tokenizer.decode(self._ids[self._done :])
-        self._done = self._read = len(self._ids)
-        return after[len(before) :]
+        piece = self._tokenizer.decode(self._window)[self._num_shown :]
+        self._num_shown += len(piece)
+        return piece
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
@@ -135,8 +134,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> TextTokenizer:
             f"Byte-level BPE (gpt2) with one of {', '.join(sorted(splitters))} can be read; "
             "or give a Hugging Face folder of the same model.",
         )
+    missing = sorted({f"tokenizer.ggml.{x}" for x in ("tokens", "merges", "eos_token_id")} - metadata.keys())
+    if missing:
+        raise ModelError(f"The GGUF metadata lacks {', '.join(missing)}.", "The file may be damaged; fetch it again.")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata.get("tokenizer.ggml.token_type", [GGUF_NORMAL_TOKEN] * len(tokens))
+    if len(types) != len(tokens):
+        raise ModelError(
+            f"The GGUF file has {len(tokens)} tokens but {len(types)} token types.", "It is damaged; fetch it again."
+        )
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))  # pyright: ignore[reportArgumentType]
     backend.pre_tokenizer = splitters[pre]()

@@ -8,10 +8,13 @@ adapter still loads in ``peft`` projection by projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,6 +39,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}.", "Use 1 or more.")
+        if self.alpha <= 0:
+            raise ConfigError(f"alpha is {self.alpha}.", "Use a positive number such as 8.0.")
         for target in self.targets:
             if target not in TARGETS:
                 raise ConfigError(f"targets has {target!r}.", f"Known: {', '.join(TARGETS)}.")
@@ -102,7 +107,7 @@ def merge_lora(model: Model) -> float:
     largest = 0.0
     for name, layer in lora_layers(model).items():
         delta = layer.delta()
-        largest = max(largest, float(delta.abs().max()))
+        largest = max(largest, float(delta.detach().abs().max()))
         base = layer.base
         base.weight = nn.Parameter((base.weight.float() + delta).to(base.weight.dtype), requires_grad=False)
         owner, _, attribute = name.rpartition(".")
@@ -123,11 +128,19 @@ def lora_state(model: Model) -> dict[str, Tensor]:
     return state
 
 
-def load_lora_state(model: Model, state: dict[str, Tensor]) -> None:
-    """The inverse of ``lora_state``; raises ModelError when a tensor is missing or misshapen."""
+def load_lora_state(model: Model, state: Mapping[str, Tensor]) -> None:
+    """The inverse of ``lora_state``; raises ModelError when a tensor is missing, unknown or misshapen."""
     expected = lora_state(model)
-    if expected.keys() != state.keys() or any(expected[n].shape != t.shape for n, t in state.items()):
-        raise ModelError("The adapter does not fit this model or its rank.", "Was it trained on another base?")
+    wrong = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "not of this model": sorted(state.keys() - expected.keys()),
+        "of another shape": sorted(n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape),
+    }
+    if any(wrong.values()):
+        found = "; ".join(
+            f"{len(n)} {what} ({', '.join(n[:3])}{', …' * (len(n) > 3)})" for what, n in wrong.items() if n
+        )
+        raise ModelError(f"The adapter does not fit this model: {found}.", "Was it trained on another base?")
     names = model.architecture.weight_names(model.config)
     with torch.no_grad():
         for ours, layer in lora_layers(model).items():
@@ -161,13 +174,41 @@ def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> N
     )
 
 
+_HONOURED: dict[str, Any] = {
+    "peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
+    "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None,
+}  # fmt: skip
+"""Keys of adapter_config.json that change the model, and the only value of each that is honoured."""
+_OURS = {
+    "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "out",
+    "gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down",
+}  # fmt: skip
+
+
 def load_adapter(model: Model, folder: Path) -> LoraConfig:
-    """Put a saved adapter on a model; returns its config."""
-    theirs = read_json(folder / "adapter_config.json")
-    names = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "out"}
-    names |= {"gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down"}
-    targets = {names[m] for m in theirs["target_modules"] if m in names}
-    config = LoraConfig(rank=theirs["r"], alpha=theirs["lora_alpha"], targets=tuple(t for t in TARGETS if t in targets))
+    """Put a saved adapter on a model; returns its config. Raises ModelError when it is not one for this model."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no adapter_config.json.", "Give the folder of a PEFT adapter.")
+    theirs = read_json(path)
+    for key, value in _HONOURED.items():
+        if theirs.get(key, value) not in (value, None):
+            raise ModelError(f"{path}: {key} is {theirs[key]!r}.", f"Only {value!r} is supported so far.")
+    weights = folder / "adapter_model.safetensors"
+    try:
+        rank, alpha, named = theirs["r"], theirs["lora_alpha"], theirs["target_modules"]
+        state = load_file(weights)
+    except KeyError as error:
+        raise ModelError(f"{path} lacks {error.args[0]!r}.", "Copy the adapter again.") from error
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} has no adapter_model.safetensors.", "Copy the adapter again.") from error
+    except SafetensorError as error:
+        raise ModelError(f"{weights} is damaged: {error}", "Copy the adapter again.") from error
+    modules = {named} if isinstance(named, str) else set(named)
+    if not modules <= _OURS.keys():
+        raise ModelError(f"{path}: target_modules has {min(modules - _OURS.keys())!r}.", f"Known: {', '.join(_OURS)}.")
+    targets = {_OURS[module] for module in modules}
+    config = LoraConfig(rank=rank, alpha=alpha, targets=tuple(t for t in TARGETS if t in targets))
     add_lora(model, config)
-    load_lora_state(model, load_file(folder / "adapter_model.safetensors"))
+    load_lora_state(model, state)
     return config

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from danlu.core.errors import ConfigError, DanluError, OverloadedError, RequestError
 from danlu.core.records import Completion, Delta, GenerateOptions, OnAdvance, Prompt, Score
 from danlu.models.generate import Writing, score_texts
@@ -31,13 +33,13 @@ _MAX_FAILURES = 3
 class EngineConfig:
     """How much the engine does at once."""
 
-    max_rows: int = 32
+    max_rows: int = 64
     """Requests written at the same time."""
     max_waiting: int = 256
     """Requests that may queue; more are refused with 429."""
     max_waiting_tokens: int = 65_536
     """Prompt tokens that may queue; more are refused with 429."""
-    prefill_tokens: int = 2048
+    prefill_tokens: int = 4096
     """Prompt tokens read in one step; a longer prompt is read alone."""
     cache_tokens: int = 24_576
     """Room of the key/value cache, rows times their longest."""
@@ -60,6 +62,13 @@ class EngineTicket:
     def cancel(self) -> None:
         """Drop the request, queued or running; it is swept before the next step."""
         self.is_cancelled = True
+
+    def tell(self, event: Delta | DanluError) -> None:
+        """Hand an event to the caller. A listener that raises breaks its own contract, not the others' answers."""
+        try:
+            self.on_event(event)
+        except Exception:
+            _LOG.exception("a listener of the engine failed")
 
 
 class Engine:
@@ -91,7 +100,8 @@ class Engine:
         ticket = EngineTicket(writing, on_event)
         with self._wake:
             if self._is_draining or self._failures >= _MAX_FAILURES:
-                raise RequestError("The engine is stopping.", "Try again soon, or elsewhere.", status=503)
+                what = "is stopping" if self._is_draining else "has failed"
+                raise RequestError(f"The engine {what}.", "Try again soon, or elsewhere.", status=503)
             queued = [t for t in self._waiting if not t.is_cancelled]
             tokens = sum(t.prompt_tokens for t in queued) + ticket.prompt_tokens
             limits = self._config
@@ -136,7 +146,7 @@ class Engine:
         """Take no more requests, finish the running ones within ``drain_s``, end the rest with ``abort``."""
         with self._wake:
             self._is_draining = True
-            self._stop_at = time.monotonic() + drain_s
+            self._stop_at = min(self._stop_at, time.monotonic() + drain_s)
             self._wake.notify()
         self._thread.join()
 
@@ -151,7 +161,10 @@ class Engine:
     def generate(
         self, prompts: Sequence[Prompt], options: GenerateOptions | None = None, on_advance: OnAdvance | None = None
     ) -> list[Completion]:
-        """Answers in the order of ``prompts``; as many at once as fit, however many there are."""
+        """Answers in the order of ``prompts``; as many at once as fit, however many there are.
+
+        Raises OverloadedError only when others fill the queue before the first of them is in it.
+        """
         options = options or GenerateOptions()
         answers: list[Completion | None] = [None] * len(prompts)
         events: queue.SimpleQueue[tuple[int, Delta | DanluError]] = queue.SimpleQueue()
@@ -160,8 +173,14 @@ class Engine:
         try:
             while pending or tickets:
                 while pending and len(tickets) < self._config.max_rows + self._config.max_waiting // 2:
-                    index, prompt = pending.popleft()
-                    tickets[index] = self.submit(prompt, options, _forward(events, index))
+                    index, prompt = pending[0]
+                    try:
+                        tickets[index] = self.submit(prompt, options, _forward(events, index))
+                    except OverloadedError:
+                        if not tickets:
+                            raise
+                        break  # one of ours will end and make room
+                    pending.popleft()
                 index, event = events.get()
                 if isinstance(event, DanluError):
                     raise event
@@ -220,14 +239,13 @@ class Engine:
 
     def _admit(self) -> list[EngineTicket]:
         """Waiting requests that join this step, in order of arrival. Called with the lock held."""
+        for ticket in [t for t in self._waiting if t.is_cancelled]:
+            self._waiting.remove(ticket)
+            ticket.tell(ticket.writing.abort())
         chosen: list[EngineTicket] = []
         tokens = 0
         while self._waiting:
             ticket = self._waiting[0]
-            if ticket.is_cancelled:
-                self._waiting.popleft()
-                ticket.on_event(ticket.writing.abort())
-                continue
             tokens += ticket.prompt_tokens
             too_many = bool(chosen) and tokens > self._config.prefill_tokens
             if too_many or not self._runner.fits([*(t.writing for t in chosen), ticket.writing]):
@@ -252,7 +270,7 @@ class Engine:
     def _sweep_cancelled(self) -> None:
         for ticket in [t for t in self._running.values() if t.is_cancelled]:
             del self._running[ticket.writing]
-            ticket.on_event(ticket.writing.abort())
+            ticket.tell(ticket.writing.abort())
         self._runner.drop_finished()
 
     def _give(self, writings: Sequence[Writing], tokens: Sequence[int]) -> None:
@@ -263,12 +281,13 @@ class Engine:
             if delta.finish_reason is not None:
                 del self._running[writing]
             if delta.text or delta.finish_reason is not None:
-                ticket.on_event(delta)
+                ticket.tell(delta)
 
     def _fail(self, error: Exception) -> None:
         """End every running request with an error that says nothing of our insides."""
         self._failures += 1
-        message = "The model ran out of memory." if isinstance(error, MemoryError) else "The engine failed on a step."
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        message = "The model ran out of memory." if is_memory else "The engine failed on a step."
         problem = RequestError(message, "Try again.", status=500)
         running, self._running = list(self._running.values()), {}
         if self._failures >= _MAX_FAILURES:
@@ -277,7 +296,7 @@ class Engine:
                 self._waiting.clear()
         self._runner.clear()
         for ticket in running:
-            ticket.on_event(problem)
+            ticket.tell(problem)
 
     def _end_all(self) -> None:
         with self._wake:
@@ -286,7 +305,7 @@ class Engine:
             self._waiting.clear()
         self._runner.clear()
         for ticket in left:
-            ticket.on_event(ticket.writing.abort())
+            ticket.tell(ticket.writing.abort())
 
 
 def _forward(events: queue.SimpleQueue[tuple[int, Delta | DanluError]], index: int) -> OnEvent:

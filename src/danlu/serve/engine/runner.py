@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from danlu.models.attention import DecodeAttend, PrefillAttend, row_positions
+from danlu.models.attention import DecodeAttend
 from danlu.models.cache import KVCache
-from danlu.models.generate import Writing, pick_tokens
+from danlu.models.generate import Writing, pick_tokens, read_prompts
 from danlu.models.load import Model
 
 _CACHE_STEP = 256
@@ -46,13 +46,9 @@ class Runner:
         """Read their prompts in one packed pass; returns their first tokens. They become the last rows."""
         first = len(self.rows)
         cache = self._cache_for([*self.rows, *newcomers])
-        lengths = [len(w.prompt_ids) for w in newcomers]
-        ids = torch.tensor([i for w in newcomers for i in w.prompt_ids], device=self._device)
-        positions = row_positions(lengths).to(self._device)
-        hidden = self._model.decoder(ids, positions, PrefillAttend(cache, first, lengths))
-        last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
+        hidden = read_prompts(self._model.decoder, [w.prompt_ids for w in newcomers], cache, first)
         self.rows += newcomers
-        return self._pick(hidden[last], newcomers)
+        return self._pick(hidden, newcomers)
 
     @torch.inference_mode()
     def decode(self) -> list[int]:

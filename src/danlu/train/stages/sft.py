@@ -122,7 +122,7 @@ def finetune(
     optimizer = make_optimizer(parameters, config.optim)
     lengths = [len(row.ids) for row in train]
     batches = _batch_order(lengths, config, seed)
-    held_out = [collate([row]) for row in validation[: config.max_validation_rows]]
+    held_out = _validation_batches(validation[: config.max_validation_rows], config.tokens_per_step)
     log = _CurveLog(work / "log.jsonl")
     first, skipped_in_all = _resume(model, optimizer, work, log, events)
 
@@ -172,6 +172,10 @@ def finetune(
         "validation_loss": validation_losses[-1] if validation_losses else None,
         "skipped_steps": skipped_in_all,
     }
+
+
+def _validation_batches(rows: Sequence[RenderedChat], budget: int) -> list[PackedBatch]:
+    return [collate([rows[i] for i in batch]) for batch in pack([len(row.ids) for row in rows], budget, seed=0)]
 
 
 def _batch_order(lengths: Sequence[int], config: SftConfig, seed: int) -> list[list[int]]:
