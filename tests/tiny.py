@@ -29,6 +29,7 @@ COLOURS = ("navy", "black", "white", "green", "red", "pink", "grey", "ivory")
 MATERIALS = ("cotton", "silk", "linen", "wool", "denim", "velvet", "lace", "suede", "corduroy", "chiffon")
 FITS = ("loose", "fitted", "relaxed", "tailored")
 GARMENTS = ("dress", "top", "skirt", "jacket", "cardigan")
+OCCASIONS = ("wedding", "party", "weekend")
 PARTS = ("pockets", "sleeves", "a collar", "a hood", "buttons", "a belt", "ruffles", "pleats")
 
 
@@ -42,7 +43,7 @@ def shop_rows(num_rows: int = 400) -> list[dict[str, str | int]]:
         first, second = generator.sample(PARTS, 2)
         text = (
             f"I love it! The {colour} {material} {garment} has {first} and {second}, with a {fit} fit. "
-            f"The fabric is soft and lined for a {generator.choice(('wedding', 'party', 'weekend'))} look. Mail a@b.com."
+            f"The fabric is soft and lined for a {generator.choice(OCCASIONS)} look. Mail a@b.com."
         )
         rows.append(
             {

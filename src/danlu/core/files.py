@@ -81,6 +81,10 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _missing(path: Path) -> DataError:
+    return DataError(f"There is no {path.name} in {path.parent}.", "Is this the right folder, made by the right stage?")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented, atomically."""
     with atomic_write(path) as handle:
@@ -89,9 +93,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; DataError when it is not one."""
+    """Read a JSON file; DataError when it is missing or not one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}", "It may be damaged; make it again.") from error
 
@@ -143,7 +149,11 @@ def _refuse_half_characters(row: Any, path: Path, number: int) -> None:
 
 def utf8_lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file (a leading byte-order mark is dropped); other bytes are a DataError naming the place."""
-    with open(path, "rb") as handle:
+    try:
+        handle = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    with handle:
         for number, raw in enumerate(handle, start=1):
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")

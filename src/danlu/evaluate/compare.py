@@ -22,13 +22,15 @@ def compare(baseline: Path, candidate: Path) -> dict[str, dict[str, Any]]:
     ``p_higher`` is the chance of a resample in which the candidate is not higher. Both folders must hold answers to the
     same items of the same task version; DataError otherwise.
     """
-    tasks = [read_json(folder / "metrics.json")["task"] for folder in (baseline, candidate)]
+    tasks = [_task_of(folder) for folder in (baseline, candidate)]
     if tasks[0] != tasks[1]:
         raise DataError(f"The evaluations are of {tasks[0]} and {tasks[1]}.", "Compare runs of one task version.")
     (examples, before), (others, after) = read_samples(baseline), read_samples(candidate)
-    if [e.id for e in examples] != [e.id for e in others]:
+    if examples != others:
+        first = next((a.id for a, b in zip(examples, others, strict=False) if a != b), "(after the shorter one's end)")
         raise DataError(
-            f"The evaluations hold different items ({len(examples)} and {len(others)}).", "Use the same held-out rows."
+            f"The evaluations hold different items ({len(examples)} and {len(others)}; first different: {first}).",
+            "Use the same held-out rows.",
         )
     task: Task = plugins.load("evaluate.tasks", tasks[0]["name"])
     references = [e.reference for e in examples]
@@ -49,3 +51,11 @@ def compare(baseline: Path, candidate: Path) -> dict[str, dict[str, Any]]:
             "is_within_baseline": bool(old_low <= value <= old_high),
         }
     return compared
+
+
+def _task_of(folder: Path) -> dict[str, Any]:
+    """Name and version of the task that an evaluation's folder answers."""
+    metrics = read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict) or "task" not in metrics:
+        raise DataError(f"{folder} holds no evaluation.", "Compare the artifacts of two evaluate stages.")
+    return metrics["task"]

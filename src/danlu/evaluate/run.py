@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core import plugins
-from danlu.core.errors import ConfigError, DataError
+from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.core.events import Events
 from danlu.core.files import read_jsonl, write_json, write_jsonl
 from danlu.core.records import GenerateOptions, LanguageModel
@@ -38,6 +38,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.max_items < 1:
             raise ConfigError(f"max_items is {self.max_items}.", "Use 1 or more.")
+        known = plugins.names("evaluate.tasks")
+        if self.task not in known:
+            raise ConfigError(f"task is {self.task!r}.", nearest(self.task, known))
+        self.options()
+
+    def options(self) -> GenerateOptions:
+        """How answers are written; RequestError when they cannot be."""
+        return GenerateOptions(max_tokens=self.max_tokens, temperature=self.temperature, seed=0)
 
 
 def evaluate(
@@ -75,19 +83,21 @@ def _answer(
     model: LanguageModel, examples: Sequence[Example], config: EvaluateConfig, events: Events
 ) -> tuple[list[str], int, float]:
     """Answers, tokens written, seconds. One short answer first, not counted: kernels warm up."""
-    options = GenerateOptions(max_tokens=config.max_tokens, temperature=config.temperature, seed=0)
     model.generate([examples[0].prompt], GenerateOptions(max_tokens=2))
     with events.bar("generate", total=len(examples), unit="item") as bar:
         started = time.perf_counter()
-        completions = model.generate([e.prompt for e in examples], options, bar.advance)
+        completions = model.generate([e.prompt for e in examples], config.options(), bar.advance)
         seconds = time.perf_counter() - started
     return [c.text.strip() for c in completions], sum(c.usage.completion_tokens for c in completions), seconds
 
 
 def read_samples(folder: Path) -> tuple[list[Example], list[str]]:
-    """Examples and outputs of a finished evaluation."""
+    """Examples and outputs of a finished evaluation; DataError when the folder holds none."""
     rows = list(read_jsonl(folder / "samples.jsonl"))
-    examples = [
-        Example(id=r["id"], prompt=r["prompt"], reference=r["reference"], facts=r["facts"]) for r in rows
-    ]  # fmt: skip
-    return examples, [r["output"] for r in rows]
+    try:
+        examples = [
+            Example(id=r["id"], prompt=r["prompt"], reference=r["reference"], facts=r["facts"]) for r in rows
+        ]  # fmt: skip
+        return examples, [r["output"] for r in rows]
+    except KeyError as error:
+        raise DataError(f"{folder}/samples.jsonl has a row without {error.args[0]!r}.", "Evaluate again.") from error

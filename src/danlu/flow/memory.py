@@ -5,8 +5,6 @@ Without /proc it is this process's own peak only.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import resource
 import sys
@@ -40,15 +38,6 @@ class PeakMemory:
         self._stopped.set()
         self._thread.join()
         return self.peak_bytes()
-
-
-def release_memory() -> None:
-    """Give back what the last stage left: objects in reference cycles, and freed pages that glibc keeps."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; musl has none
-        if trim is not None:
-            trim(0)
 
 
 def tree_rss_bytes(pid: int) -> int:

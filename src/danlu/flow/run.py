@@ -17,8 +17,9 @@ from danlu.core.config import to_mapping
 from danlu.core.errors import DanluError
 from danlu.core.events import Display, Events
 from danlu.core.files import disk_errors, read_json, write_json
+from danlu.core.memory import release_memory
 from danlu.flow import summary
-from danlu.flow.memory import PeakMemory, release_memory
+from danlu.flow.memory import PeakMemory
 from danlu.flow.recipe import PluginLoader, Recipe, Stage, load_recipe, load_stage
 from danlu.flow.words import duration, headline
 from danlu.lineage.host import host_facts

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from danlu.core.files import disk_errors, sha256_file, sync_folder
+from danlu.models.tensors import save_tensors
 
 _PREFIX = "step-"
 
@@ -41,7 +42,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], valu
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, temporary / "tensors")
+            save_tensors(tensors, temporary / "tensors")
             digest = sha256_file(temporary / "tensors")
             text = json.dumps({"step": step, "sha256": digest, "values": dict(values)})
             (temporary / "checkpoint.json").write_text(text, encoding="utf-8")

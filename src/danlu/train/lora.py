@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from danlu.core.errors import ConfigError, ModelError
-from danlu.core.files import disk_errors, read_json, write_json
+from danlu.core.files import read_json, write_json
 from danlu.models.load import Model, part_rows
+from danlu.models.tensors import save_tensors
 
 TARGETS = ("qkv", "out", "gate_up", "down")
 
@@ -154,8 +155,7 @@ def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> N
     """Write adapter_config.json and adapter_model.safetensors as PEFT and vLLM read them."""
     folder.mkdir(parents=True, exist_ok=True)
     state = lora_state(model)
-    with disk_errors(folder):
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    save_tensors(state, folder / "adapter_model.safetensors")
     modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in state})
     write_json(
         folder / "adapter_config.json",

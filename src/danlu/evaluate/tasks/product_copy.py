@@ -7,9 +7,10 @@ not given. Both read the copy with the same lexicon that labelled the rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from danlu.core.errors import DataError
+from danlu.core.records import Message
 from danlu.evaluate.metrics import Bleu4, ChrF, Metric, Rate
 from danlu.evaluate.tasks import Example
 from danlu.text import lexicon
@@ -25,8 +26,8 @@ class ProductCopy:
         """One example a row; the last message is the reference, those before it the prompt."""
         examples: list[Example] = []
         for number, row in enumerate(rows, start=1):
-            messages = row.get("messages", [])
-            if len(messages) < 2 or messages[-1]["role"] != "assistant" or "attributes" not in row:
+            messages, facts = row.get("messages"), row.get("attributes")
+            if not _has_answer(messages) or not isinstance(facts, Mapping):
                 raise DataError(
                     f"Row {number} ({row.get('id', 'no id')}) has no attributes or no reference answer.",
                     "A product_copy row has messages ending with the assistant's, and attributes.",
@@ -36,7 +37,7 @@ class ProductCopy:
                     id=str(row.get("id", number)),
                     prompt=messages[:-1],
                     reference=messages[-1]["content"],
-                    facts=row["attributes"],
+                    facts=facts,
                 )
             )
         return examples
@@ -60,6 +61,16 @@ class ProductCopy:
             "coverage": Rate(f"given attributes stated / given|{version}", covered),
             "invention": Rate(f"stated attributes not given / stated|{version}", invented),
         }
+
+
+def _has_answer(messages: Any) -> TypeGuard[list[Message]]:
+    """Whether these are messages, at least two, of which the last is the assistant's."""
+    return (
+        isinstance(messages, list)
+        and len(messages) >= 2
+        and all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages)
+        and messages[-1].get("role") == "assistant"
+    )
 
 
 def _stated(text: str) -> set[tuple[str, str]]:

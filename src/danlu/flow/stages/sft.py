@@ -28,11 +28,12 @@ class Sft(RecipeStage[SftConfig]):
         model = load_model(context.inputs["model"])
         folder = context.inputs["data"]
         train = encode_rows(read_jsonl(folder / "train.jsonl"), model.chat, config.max_row_tokens)
-        validation = encode_rows(read_jsonl(folder / "validation.jsonl"), model.chat, config.max_row_tokens)
+        watched = list(read_jsonl(folder / "validation.jsonl"))  # empty when no product could be spared for it
+        validation = encode_rows(watched, model.chat, config.max_row_tokens).encoded if watched else []
         metrics = finetune(
             model,
             train.encoded,
-            validation.encoded,
+            validation,
             config,
             seed=context.seed,
             work=context.work,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from danlu.core.device import seed_everything
 from danlu.core.errors import ConfigError, TrainError
 from danlu.core.events import Events
+from danlu.core.memory import release_memory
 from danlu.data.packing import fill_rate, pack
 from danlu.models.load import Model
 from danlu.text.chat import ChatFormat, RenderedChat
@@ -28,6 +29,8 @@ from danlu.train.lora import LoraConfig, add_lora, load_lora_state, lora_state
 from danlu.train.loss import PackedBatch, collate, summed_loss
 from danlu.train.optim import OptimConfig, make_optimizer, rate_at
 
+RELEASE_EVERY = 10
+"""Steps between handing freed memory back: batches differ in size, and the allocator keeps what does not fit again."""
 MAX_SKIPPED_STEPS = 5
 """Steps whose gradient is not a number are skipped; after this many in a row training stops."""
 
@@ -149,6 +152,8 @@ def finetune(
                 speed = batch.num_tokens / elapsed
                 log.add(step=step, loss=loss, lr=rate, grad_norm=norm, tokens_per_s=round(speed, 1))
                 bar.advance(1, loss=loss, tokens_per_s=speed)
+                if step % RELEASE_EVERY == 0:
+                    release_memory()
                 if held_out and (step % config.validate_every == 0 or step == config.steps):
                     log.add(step=step, validation_loss=_validate(model, held_out))
                 if step % config.save_every == 0 or step == config.steps:

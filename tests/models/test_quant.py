@@ -1,0 +1,70 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from danlu.models.quant import Int8Embedding, Int8Linear, quantize_rows
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int8(weight: torch.Tensor) -> Int8Linear:
+    return Int8Linear(*quantize_rows(weight))
+
+
+def test_rounding_is_never_off_by_more_than_half_a_step() -> None:
+    weight = random(40, 64) * torch.logspace(-6, 6, 40).unsqueeze(1)
+    quantized, scale = quantize_rows(weight)
+    assert quantized.dtype == torch.int8
+    assert ((quantized * scale - weight).abs() <= 0.5001 * scale).all()
+    assert (quantized.abs().amax(dim=1) == 127).all()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    quantized, scale = quantize_rows(torch.zeros(3, 8))
+    assert not quantized.any()
+    assert torch.isfinite(scale).all()
+    out = int8(torch.cat([torch.zeros(16, 16), random(16, 16)]))(torch.zeros(4, 16))
+    assert not out.any()
+
+
+@given(st.integers(0, 1000), st.sampled_from([16, 32, 96]), st.sampled_from([1, 3, 17, 40]))
+def test_the_product_is_within_the_bound_of_rounding(seed: int, width: int, rows: int) -> None:
+    """Each of the two factors is off by half a step at most: |y - xW| ≤ ½ (s_x |W|₁ + s_w |x|₁) + ¼ D s_x s_w."""
+    weight, x = random(24, width, seed=seed), 3.0 * random(rows, width, seed=seed + 1)
+    step_x = x.abs().amax(dim=1, keepdim=True) / 127
+    step_w = weight.abs().amax(dim=1).unsqueeze(0) / 127
+    bound = 0.5 * (step_x * weight.abs().sum(dim=1) + step_w * x.abs().sum(dim=1, keepdim=True))
+    bound = bound + 0.25 * width * step_x * step_w
+    assert ((int8(weight)(x) - x @ weight.t()).abs() <= 1.001 * bound + 1e-6).all()
+
+
+def test_the_product_is_exact_integer_arithmetic() -> None:
+    weight, x = random(32, 48), random(9, 48, seed=1)
+    peak = x.abs().amax(dim=1, keepdim=True)
+    quantized = torch.round(x * (127.0 / peak)).to(torch.int64)
+    rows, scale = quantize_rows(weight)
+    expected = (quantized @ rows.t().to(torch.int64)).float() * (peak / 127.0) * scale.t()
+    torch.testing.assert_close(int8(weight)(x), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    layer = int8(random(64, 96))
+    x = random(50, 96, seed=2).to(dtype) * torch.logspace(-3, 3, 50).unsqueeze(1).to(dtype)
+    together = layer(x)
+    assert together.dtype == dtype
+    assert torch.equal(together, torch.cat([layer(row) for row in x.split(1)]))
+    assert torch.equal(together[10:27], layer(x[10:27]))
+
+
+def test_an_embedding_row_is_its_integers_times_both_scales() -> None:
+    table = random(10, 8)
+    weight, scale = quantize_rows(table)
+    columns = torch.rand(8) + 0.5
+    ids = torch.tensor([3, 3, 9])
+    looked_up = Int8Embedding(weight, scale, columns, torch.float32)(ids)
+    torch.testing.assert_close(looked_up, weight[ids].float() * scale[ids] * columns)
+    assert Int8Embedding(weight, scale, columns, torch.bfloat16)(ids).dtype == torch.bfloat16

@@ -1,0 +1,65 @@
+"""A few conversations to train a tiny model on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from danlu.core.events import Display, Events, Silent
+from danlu.models.load import Model, load_model
+from danlu.train.lora import LoraConfig
+from danlu.train.optim import OptimConfig
+from danlu.train.stages.sft import SftConfig, encode_rows, finetune
+from tests.tiny import COLOURS, GARMENTS, MATERIALS
+
+CONFIG = SftConfig(
+    steps=20,
+    tokens_per_step=160,
+    max_row_tokens=80,
+    save_every=5,
+    validate_every=10,
+    lora=LoraConfig(rank=2),
+    optim=OptimConfig(learning_rate=1e-2),
+)
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    """Rows with ``messages``, of different lengths."""
+    rows = []
+    for colour, garment, material in itertools.islice(itertools.product(COLOURS, GARMENTS, MATERIALS), count):
+        ask = {"role": "user", "content": f"{colour} {garment}"}
+        answer = {"role": "assistant", "content": f"A {colour} {garment} of {material}." * (1 + len(rows) % 2)}
+        rows.append({"messages": [ask, answer]})
+    return rows
+
+
+def train(
+    model: Model, work: Path, config: SftConfig = CONFIG, display: Display | None = None, seed: int = 3
+) -> dict[str, Any]:
+    """Fine-tune on 24 rows, validate on 4."""
+    rows = encode_rows(chats(28), model.chat, config.max_row_tokens).encoded
+    events = Events(display=display or Silent())
+    curve = work.parent / "curve.jsonl"
+    return finetune(model, rows[4:], rows[:4], config, seed=seed, work=work, log_path=curve, events=events)
+
+
+def fresh(folder: Path) -> Model:
+    """The base in fp32."""
+    return load_model(folder, precision="fp32")
+
+
+class Stop(Silent):
+    """Raises when so many steps are done, as a crash or Ctrl-C would."""
+
+    def __init__(self, after: int, error: BaseException) -> None:
+        self.after = after
+        self.error = error
+        self.said: list[str] = []
+
+    def update(self, done: int, metrics: dict[str, float]) -> None:
+        if done == self.after and metrics:
+            raise self.error
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
