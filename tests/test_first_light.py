@@ -15,7 +15,6 @@ from glob import glob
 from pathlib import Path
 
 import pytest
-import torch
 
 import danlu
 from danlu.flow.run import RunResult
@@ -75,14 +74,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path, home: Path) -> RunResult:
+def finished(recipe: Path, home: Path, one_thread: None) -> RunResult:
     """The recipe run once, uninterrupted."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return danlu.run(recipe, store=home)
-    finally:
-        torch.set_num_threads(threads)
+    return danlu.run(recipe, store=home)
 
 
 def command(recipe: Path, home: Path, *more: str) -> list[str]:
@@ -132,14 +126,12 @@ def test_running_again_does_nothing(finished: RunResult, recipe: Path, home: Pat
     assert time.perf_counter() - started < 2
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_changing_training_reruns_it_and_what_follows_only(finished: RunResult, recipe: Path, home: Path) -> None:
     changed = danlu.run(recipe, "train.steps=4", store=home)
     assert changed.artifacts.keys() - changed.reused == AFTER_TRAINING
     assert danlu.run(recipe, store=home).reused == finished.artifacts.keys()
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_finished_model_loads_by_its_alias_and_traces_back_to_the_files(finished: RunResult, home: Path) -> None:
     model = danlu.load("tiny-copy", home)
     answer = model.generate([[{"role": "user", "content": "Write product copy.\nTitle: navy silk dress"}]])[0]
@@ -174,7 +166,6 @@ def test_the_served_model_answers_the_very_lines_that_were_printed(
     assert runs(Store(home))[-1].status == "done"
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_kill_9_in_mid_training_and_the_same_command_ends_with_the_same_model(
     finished: RunResult, recipe: Path, tmp_path: Path
 ) -> None:
@@ -183,13 +174,13 @@ def test_kill_9_in_mid_training_and_the_same_command_ends_with_the_same_model(
         command(recipe, home, "--no-serve"), stderr=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
     )
     try:
-        while not glob(f"{home}/work/*/work/step-0*"):
+        while not glob(os.path.join(home, "work", "*", "work", "step-0*")):
             assert process.poll() is None
             time.sleep(0.002)
     finally:
         process.kill()
         process.wait()
-    steps = sorted(Path(path).name for path in glob(f"{home}/work/*/work/step-0*"))
+    steps = sorted(Path(path).name for path in glob(os.path.join(home, "work", "*", "work", "step-0*")))
     assert steps
     assert "step-00000030" not in steps, "it was killed too late to prove anything"
     resumed = danlu.run(recipe, store=home)

@@ -56,7 +56,9 @@ def served(engine: Engine) -> Iterator[RemoteModel]:
 
 
 @pytest.fixture(scope="module", params=["plain", "int8"])
-def model(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(
+    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> Model:
     folder = tiny_folder
     if request.param == "int8":
         folder = tmp_path_factory.mktemp("int8") / "tiny-llama"

@@ -75,9 +75,7 @@ def test_comparing_is_repeatable(evaluated: Evaluated) -> None:
 
 
 def test_evaluations_of_other_items_cannot_be_compared(evaluated: Evaluated, rows: Rows) -> None:
-    with pytest.raises(
-        DataError, match=r"different items \(48 and 47; first different: \(after .*Use the same"
-    ):
+    with pytest.raises(DataError, match=r"different items \(48 and 47; first different: \(after .*Use the same"):
         compare(evaluated("a", words), evaluated("b", words, rows[:-1]))
     other = [{**row, "attributes": {"fit": ["snug"]}} if row["id"] == "row-5" else row for row in rows]
     with pytest.raises(DataError, match=r"different items \(48 and 48; first different: row-5\)"):

@@ -45,9 +45,7 @@ def test_samples_are_read_back_as_they_were_asked(rows: Rows, gold: Any, tmp_pat
     assert outputs == [e.reference for e in examples]
 
 
-def test_scores_do_not_depend_on_when_they_were_made(
-    rows: Rows, parrot: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_scores_do_not_depend_on_when_they_were_made(rows: Rows, parrot: Callable[..., Any], tmp_path: Path) -> None:
     model = parrot(lambda prompt: f"A {prompt[-20:]} with pockets and a navy collar")
     found: list[dict[str, Any]] = []
     for name in ("one", "two"):

@@ -39,7 +39,7 @@ def test_stages_that_share_a_yaml_anchor_are_overridden_apart(kitchen: Kitchen) 
     [
         ("name: tiny\nstagess: []\n", r"Unknown key 'tiny\.stagess'\. Did you mean 'stages'\?"),
         ("name: tiny\nstages: []\n", r"stages is empty\. Give at least one"),
-        ("- a\n", r"tiny\.yaml holds list, not a mapping\. A recipe has name"),
+        ("- a\n", r"tiny\.yaml holds a list, not a mapping\. A recipe has name"),
         ("name: Tiny!\nstages: [{name: a, use: write}]\n", r"name is 'Tiny!'\. Use lower-case letters"),
         ("name: a\nname: b\n", "'name' stands twice"),
         ("name: tiny\nstages: [a]\n", r"tiny\.stages\[0\] must be a mapping, got 'a'"),

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -164,7 +165,9 @@ def test_kill_9_in_the_middle_of_a_stage_and_the_same_command_finishes_it(tmp_pa
     command = [sys.executable, "-m", "danlu.cli.main", "run", str(recipe), "--home", str(home)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        while not glob(f"{home}/work/*/work/again"):  # unlike pathlib it bears folders that vanish under it
+        while not glob(
+            os.path.join(home, "work", "*", "work", "again")
+        ):  # unlike pathlib it bears folders that vanish under it
             assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)

@@ -157,11 +157,11 @@ def test_an_answer_ends_where_the_context_does(tiny: Reference) -> None:
 
 def test_a_prompt_that_fills_the_context_is_refused(tiny: Reference) -> None:
     with pytest.raises(
-        RequestError, match="The prompt has .* tokens; the model's context is 1024, answer included"
+        RequestError, match=r"The prompt has .* tokens; the model's context is 1024, answer included"
     ) as e:
         tiny.generate(["navy " * 3000])
     assert e.value.code == "context_length_exceeded"
-    with pytest.raises(RequestError, match="The prompt is empty. Send at least one token"):
+    with pytest.raises(RequestError, match=r"The prompt is empty. Send at least one token"):
         tiny.generate([""])
 
 
@@ -236,6 +236,6 @@ def test_what_greedy_writes_scores_as_greedy(tiny: Reference) -> None:
 def test_a_score_of_nothing_or_of_too_much_is_refused(tiny: Reference) -> None:
     with pytest.raises(RequestError, match="Prompt and continuation must both have at least one token"):
         tiny.score(["navy"], [""])
-    with pytest.raises(RequestError, match="Prompt and continuation have .* tokens; the context is 1024") as error:
+    with pytest.raises(RequestError, match=r"Prompt and continuation have .* tokens; the context is 1024") as error:
         tiny.score(["navy"], [" lace 1" * 2000])
     assert error.value.code == "context_length_exceeded"

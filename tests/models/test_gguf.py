@@ -213,5 +213,5 @@ def test_a_form_that_cannot_be_read_names_those_that_can(tmp_path: Path) -> None
 
 def test_stretched_rotary_positions_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     write_gguf(tmp_path / "m.gguf", weights, Form.F32, add=lambda w: w.add_string("llama.rope.scaling.type", "yarn"))
-    with pytest.raises(ModelError, match="rope_scaling is 'yarn'. Only None is supported so far"):
+    with pytest.raises(ModelError, match=r"rope_scaling is 'yarn'. Only None is supported so far"):
         load_model(tmp_path / "m.gguf")

@@ -179,7 +179,7 @@ def test_code_in_a_model_folder_is_never_run(folder: Path, tmp_path: Path) -> No
         (folder / name).write_text(code)
     load_model(folder)
     change_config(folder, auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"}, trust_remote_code=True)
-    with pytest.raises(ModelError, match="auto_map|trust_remote_code"):
+    with pytest.raises(ModelError, match=r"auto_map|trust_remote_code"):
         load_model(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -198,13 +198,13 @@ def test_a_broken_config_is_refused(folder: Path) -> None:
 
 def test_an_unknown_family_names_the_known_ones(folder: Path) -> None:
     change_config(folder, model_type="mamba")
-    with pytest.raises(ModelError, match="Model family 'mamba' is not supported.*llama"):
+    with pytest.raises(ModelError, match=r"Model family 'mamba' is not supported.*llama"):
         load_model(folder)
 
 
 def test_an_unknown_quantisation_is_refused(folder: Path) -> None:
     (folder / "danlu.json").write_text('{"quantization": {"scheme": "int3"}}')
-    with pytest.raises(ModelError, match="quantisation scheme 'int3' is unknown. Known: int8"):
+    with pytest.raises(ModelError, match=r"quantisation scheme 'int3' is unknown. Known: int8"):
         load_model(folder)
 
 

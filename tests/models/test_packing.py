@@ -40,7 +40,7 @@ CASES = [
     rows_with_a_beginning(0, [3, 30, 2, 17]),
     rows_with_a_beginning(20, [8, 8, 8]),
     rows_with_a_beginning(20, [2, 40, 11]),
-    rows_with_a_beginning(20, [5, 5]) + [row(some_ids(12, seed=7), 4)],
+    [*rows_with_a_beginning(20, [5, 5]), row(some_ids(12, seed=7), 4)],
     [row(some_ids(30), 10), row(some_ids(30), 10)],
     [row(some_ids(30), 10), row(some_ids(30)[:20], 10)],
     [row(some_ids(300), 280), row(some_ids(300)[:290] + some_ids(400, seed=3), 280)],

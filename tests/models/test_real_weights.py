@@ -1,7 +1,5 @@
 """SmolLM2-135M-Instruct against transformers, which reads the same GGUF file."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,10 @@ REVIEWS += [
 
 
 @pytest.fixture(scope="module")
-def peer(smollm2_gguf: Path) -> Iterator[Any]:
+def peer(smollm2_gguf: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    yield AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     ).eval()
 

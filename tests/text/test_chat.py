@@ -162,13 +162,13 @@ def test_what_a_template_refuses_is_the_callers_error() -> None:
     ],
 )
 def test_a_template_that_reaches_out_or_breaks_is_an_error_and_nothing_more(template: str) -> None:
-    with pytest.raises(RequestError, match="The model's chat template refuses these messages: .+"):
+    with pytest.raises(RequestError, match=r"The model's chat template refuses these messages: .+"):
         render(template)
 
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ 1 +* 2 }}", "{% nonsense %}"])
 def test_a_template_that_is_no_template_is_refused(template: str) -> None:
-    with pytest.raises(ModelError, match="The chat template is broken: .*Fetch the model again"):
+    with pytest.raises(ModelError, match=r"The chat template is broken: .*Fetch the model again"):
         render(template)
 
 
@@ -193,12 +193,12 @@ def test_a_template_larger_than_any_real_one_is_refused() -> None:
 
 
 def test_a_model_without_a_template_says_so() -> None:
-    with pytest.raises(RequestError, match="This model has no chat template. Use plain completions, or a chat-tuned"):
+    with pytest.raises(RequestError, match=r"This model has no chat template. Use plain completions, or a chat-tuned"):
         render(None)
 
 
 def test_no_messages_and_unknown_roles_are_refused() -> None:
-    with pytest.raises(RequestError, match="messages is empty. Send at least one message") as error:
+    with pytest.raises(RequestError, match=r"messages is empty. Send at least one message") as error:
         CHATS[0].render([], add_generation_prompt=True)
     assert error.value.param == "messages"
     with pytest.raises(

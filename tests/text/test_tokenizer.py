@@ -89,7 +89,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_end_token_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ModelError, match="The tokenizer has no token '</s>'. Is the tokenizer from the same model"):
+    with pytest.raises(ModelError, match=r"The tokenizer has no token '</s>'. Is the tokenizer from the same model"):
         TextTokenizer(make_tokenizer(), end_tokens=["</s>"])
 
 

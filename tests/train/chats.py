@@ -25,12 +25,12 @@ CONFIG = SftConfig(
 
 
 def chats(count: int) -> list[dict[str, Any]]:
-    """Rows with ``messages``, of different lengths."""
+    """At most 40 rows with ``messages``, of different lengths; no question is asked twice."""
     rows = []
-    for colour, garment, material in itertools.islice(itertools.product(COLOURS, GARMENTS, MATERIALS), count):
+    for number, (colour, garment) in enumerate(itertools.islice(itertools.product(COLOURS, GARMENTS), count)):
+        sentence = f"A {colour} {garment} of {MATERIALS[number % len(MATERIALS)]}."
         ask = {"role": "user", "content": f"{colour} {garment}"}
-        answer = {"role": "assistant", "content": f"A {colour} {garment} of {material}." * (1 + len(rows) % 2)}
-        rows.append({"messages": [ask, answer]})
+        rows.append({"messages": [ask, {"role": "assistant", "content": sentence * (1 + number % 2)}]})
     return rows
 
 

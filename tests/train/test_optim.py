@@ -31,8 +31,7 @@ def test_the_optimiser_is_adam_with_decoupled_decay() -> None:
     config = OptimConfig(learning_rate=0.1, weight_decay=0.5, beta1=0.9, beta2=0.99)
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = make_optimizer([parameter], config)
-    value = mean = square = 0.0
-    value = 1.0
+    value, mean, square = 1.0, 0.0, 0.0
     for step, gradient in enumerate((0.3, -2.0, 0.7), start=1):
         parameter.grad = torch.tensor([gradient])
         optimizer.step()
@@ -40,7 +39,7 @@ def test_the_optimiser_is_adam_with_decoupled_decay() -> None:
         square = 0.99 * square + 0.01 * gradient**2
         value -= 0.1 * 0.5 * value
         value -= 0.1 * (mean / (1 - 0.9**step)) / (math.sqrt(square / (1 - 0.99**step)) + 1e-8)
-        assert float(parameter) == pytest.approx(value, rel=1e-5)
+        assert float(parameter.detach()) == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,12 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"A key must be a plain word ({key_node.start_mark}).", "Put quotes around it.")
+            line = key_node.start_mark.line + 1
+            raise ConfigError(f"A key must be a plain word (line {line}).", "Put quotes around it.")
         key = str(key_node.value)
         if key in seen:
-            raise ConfigError(f"'{key}' stands twice in one mapping ({key_node.start_mark}).", "Keep one of them.")
+            line = key_node.start_mark.line + 1
+            raise ConfigError(f"'{key}' stands twice in one mapping (line {line}).", "Keep one of them.")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -70,7 +72,10 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}", "Mend the line it names.") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{where} is not valid YAML{place}: {problem}.", "Mend the line it names.") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply.", "A recipe needs a handful of levels.") from error
 

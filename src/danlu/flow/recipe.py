@@ -189,7 +189,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping.", "A recipe has name: and stages:.")
+        what = "is empty" if values is None else f"holds a {type(values).__name__}, not a mapping"
+        raise ConfigError(f"{path} {what}.", "A recipe has name: and stages:.")
     return _unshared(cast("dict[str, Any]", values))
 
 
@@ -233,7 +234,10 @@ def _stage(
         raise ConfigError(f"Two stages are called '{name}'.", "Stage names are unique; rename one.")
     if not isinstance(use, str):
         raise ConfigError(f"{name}.use is {use!r}.", "Name the stage's plugin; `danlu schema` lists them.")
-    plugin = load_plugin(use)
+    try:
+        plugin = load_plugin(use)
+    except ConfigError as error:
+        raise ConfigError(f"{name}.use is '{use}'. {error.message}", error.hint) from error
     if earlier and earlier[-1].plugin.service:
         raise ConfigError(f"Stage '{name}' comes after '{earlier[-1].name}', which keeps running.", "Move it up.")
     inputs = entry.get("inputs") or {}

@@ -28,3 +28,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             if found is None:
                 raise
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody else read; who may is the folder's say

@@ -56,9 +56,7 @@ def test_a_conversation_is_asked_whole_but_for_its_last_answer() -> None:
     "row", [{**ROW, "messages": ROW["messages"][:1]}, {k: v for k, v in ROW.items() if k != "attributes"}]
 )
 def test_a_row_without_answer_or_attributes_says_what_a_row_has(row: dict[str, object]) -> None:
-    with pytest.raises(
-        DataError, match=r"Row 1 \(a\) has no attributes or no reference answer\. A product_copy row"
-    ):
+    with pytest.raises(DataError, match=r"Row 1 \(a\) has no attributes or no reference answer\. A product_copy row"):
         plugin.examples([row])
 
 

@@ -9,19 +9,40 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import danlu
 from danlu.core.errors import ModelError
 from danlu.core.records import GenerateOptions
-from danlu.flow.run import RunResult
 from danlu.flow.stages.convert import find_model
+from danlu.lineage.store import Artifact
 from danlu.models.generate import ReferenceModel
 from danlu.models.load import load_model
 from tests.tiny import FEEDFORWARD, HEADS, KV_HEADS, LAYERS, TEMPLATE, WIDTH, make_tokenizer, make_weights
 
-Run = Callable[..., RunResult]
+Convert = Callable[[Path], Artifact]
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
 NAMES |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
 NAMES |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 NAMES |= {"model.layers.": "blk.", "model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+
+
+RECIPE = """
+name: convert
+stages:
+  - {{name: weights, use: fetch, path: {path}}}
+  - {{name: base, use: convert, inputs: {{weights: weights}}}}
+"""
+
+
+@pytest.fixture
+def convert(tmp_path: Path, one_thread: None) -> Convert:
+    """The model folder made of a fetched folder or file."""
+
+    def go(path: Path) -> Artifact:
+        recipe = tmp_path / "convert.yaml"
+        recipe.write_text(RECIPE.format(path=path))
+        return danlu.run(recipe).artifacts["base"]
+
+    return go
 
 
 def write_gguf(path: Path, weights: dict[str, torch.Tensor]) -> Path:
@@ -70,8 +91,8 @@ def make_merges(tokenizer: object) -> list[str]:
     return [" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def test_a_folder_keeps_every_weight(run: Run, tiny_folder: Path) -> None:
-    artifact = run("").artifacts["base"]
+def test_a_folder_keeps_every_weight(convert: Convert, tiny_folder: Path) -> None:
+    artifact = convert(tiny_folder)
     ours, theirs = load_file(artifact.path / "model.safetensors"), load_file(tiny_folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -81,11 +102,11 @@ def test_a_folder_keeps_every_weight(run: Run, tiny_folder: Path) -> None:
     assert metrics["family"] == "llama"
 
 
-def test_a_gguf_file_becomes_the_same_model(run: Run, tmp_path: Path) -> None:
+def test_a_gguf_file_becomes_the_same_model(convert: Convert, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     weights = make_weights(tokenizer.get_vocab_size(with_added_tokens=True))
     path = write_gguf(tmp_path / "tiny.gguf", weights)
-    folder = run("", model=path).artifacts["base"].path
+    folder = convert(path).path
     ours = load_file(folder / "model.safetensors")
     assert all(torch.equal(ours[name], weight) for name, weight in weights.items())
     model = ReferenceModel(load_model(folder, precision="fp32"))
@@ -108,8 +129,8 @@ def test_a_folder_that_holds_no_one_model_is_refused(tmp_path: Path) -> None:
         find_model(tmp_path)
 
 
-def test_a_truncated_gguf_file_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_refused(convert: Convert, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", make_weights(make_tokenizer().get_vocab_size(with_added_tokens=True)))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(ModelError, match=r"tiny\.gguf is a damaged GGUF file.*Fetch it again"):
-        run("", model=path)
+        convert(path)

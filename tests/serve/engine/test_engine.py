@@ -46,7 +46,7 @@ LONG = GenerateOptions(max_tokens=400)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_folder: Path) -> Model:
+def model(tiny_folder: Path, one_thread: None) -> Model:
     return load_model(tiny_folder, precision="fp32")
 
 

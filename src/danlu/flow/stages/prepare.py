@@ -10,6 +10,7 @@ from danlu.core.errors import DataError
 from danlu.data.prepare import PrepareConfig, prepare
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
+from danlu.lineage.store import Artifact
 
 
 class Prepare(RecipeStage[PrepareConfig]):
@@ -25,7 +26,20 @@ class Prepare(RecipeStage[PrepareConfig]):
         return {"steps": config.describe_steps()}
 
     def run(self, config: PrepareConfig, context: StageContext) -> dict[str, Any]:
-        return prepare(_only_file(context.inputs["rows"]), config, context.output, context.events, context.seed)
+        source = _only_file(context.inputs["rows"])
+        try:
+            return prepare(source, config, context.output, context.events, context.seed)
+        except DataError as error:
+            theirs = _users_path(source, context.artifacts["rows"])
+            raise DataError(error.message.replace(str(source), str(theirs)), error.hint) from error
+
+
+def _users_path(source: Path, fetched: Artifact) -> Path:
+    """What a person knows the file by: where it was fetched from, not our copy of it."""
+    path = fetched.manifest.origin.config.get("path")
+    if path is None:
+        return source
+    return Path(path) / source.name if Path(path).is_dir() else Path(path)
 
 
 def _only_file(folder: Path) -> Path:

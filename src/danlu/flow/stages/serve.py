@@ -78,7 +78,12 @@ def _tell(url: str, config: ServeConfig, events: Events) -> None:
         f"answer = client.chat.completions.create(model={config.model_name!r}, max_tokens=80, messages=messages); "
         "print(answer.choices[0].message.content)"
     )
-    events.say(f"  python -c {shlex.quote(program)}")
+    events.say(f"  python -c {_quoted(program)}")
+
+
+def _quoted(program: str) -> str:
+    """For a shell: in double quotes where nothing in it means anything there, which reads better."""
+    return shlex.quote(program) if set(program) & set('"$`!') or "\\\\" in program else f'"{program}"'
 
 
 plugin = Serve()

@@ -8,11 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import danlu
 from danlu.core.errors import ConfigError, DanluError, DataError, ModelError, TrainError
 from danlu.core.files import read_json, read_jsonl
 from danlu.flow.run import RunResult
+from tests.tiny import write_shop
 
 Run = Callable[..., RunResult]
+DATA = """
+  - {{name: reviews, use: fetch, path: {shop}}}
+  - name: data
+    use: prepare
+    inputs: {{rows: reviews}}
+    split: {{test_products: 12, validation_products: 3}}
+  - {{name: weights, use: fetch, path: {model}}}
+  - {{name: base, use: convert, inputs: {{weights: weights}}}}
+"""
 TRAIN = """
   - name: train
     use: sft
@@ -41,6 +52,30 @@ WHOLE = (
     + SCORES.format(name="int8")
     + "  - {name: report, use: report, inputs: {data: data, train: train, base: base_scores, tuned: tuned_scores}}\n"
 )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 reviews as CSV."""
+    return write_shop(tmp_path_factory.mktemp("shop") / "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for a file's tests: data and base are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def run(tmp_path: Path, home: Path, shop: Path, tiny_folder: Path, one_thread: None) -> Run:
+    """Run more stages after data (from the shop) and base (the tiny model)."""
+
+    def go(stages: str, *overrides: str, store: Path = home) -> RunResult:
+        recipe = tmp_path / "tiny.yaml"
+        recipe.write_text("name: tiny\nseed: 5\nstages:" + DATA.format(shop=shop, model=tiny_folder) + stages)
+        return danlu.run(recipe, *overrides, store=store)
+
+    return go
 
 
 def test_training_makes_an_adapter_and_its_curve_and_lowers_the_loss(run: Run) -> None:
