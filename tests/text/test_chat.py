@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.core.errors import ModelError, RequestError
+from danlu.core.errors import DataError, ModelError, RequestError
 from danlu.core.records import Message
 from danlu.models.generate import ReferenceModel
-from danlu.text.chat import ChatFormat, RenderedChat
+from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.text.tokenizer import TextTokenizer
 from tests.tiny import SPECIAL, TEMPLATE, make_tokenizer
 
@@ -205,6 +205,28 @@ def test_no_messages_and_unknown_roles_are_refused() -> None:
         RequestError, match=r"A message has the role 'user<\|im_end\|>'. Known: system, user, assistant"
     ):
         render(TEMPLATE, message("user<|im_end|>", "x"))
+
+
+def test_a_row_of_data_gives_its_messages() -> None:
+    messages = [message("user", "x"), message("assistant", "y")]
+    assert conversation({"messages": messages, "id": "r1"}) == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"id": 3}, r"A row has messages None\. Give a list such as"),
+        ({"messages": []}, r"A row has messages \[\]\."),
+        ({"messages": "hi"}, r"A row has messages 'hi'\."),
+        ({"messages": ["hi"]}, r"A row has the message 'hi'\. Each needs role and content, both texts"),
+        ({"messages": [{"role": "user"}]}, r"A row has the message \{'role': 'user'\}\. Each needs role and content"),
+        ({"messages": [{"role": "user", "content": None}]}, "Each needs role and content"),
+        ({"messages": [{"role": "human", "content": "x"}]}, r"with the role 'human'\. Known: system, user, assistant"),
+    ],
+)
+def test_a_row_of_data_without_usable_messages_is_refused(row: dict[str, Any], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        conversation(row)
 
 
 @pytest.mark.parametrize(

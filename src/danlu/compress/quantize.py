@@ -13,7 +13,7 @@ import torch
 from danlu.core import plugins
 from danlu.core.errors import ConfigError, nearest
 from danlu.models.load import load_model, save_model
-from danlu.text.chat import RenderedChat
+from danlu.text.chat import RenderedChat, conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def quantize(source: Path, out: Path, config: QuantizeConfig, rows: Iterable[Map
     model = load_model(source, precision="fp32", device=torch.device("cpu"))
     fp32_bytes = 4 * model.num_parameters()
     chosen = itertools.islice(rows, config.calibration_rows)
-    rendered = [model.chat.render(row["messages"], add_generation_prompt=False) for row in chosen]
+    rendered = [model.chat.render(conversation(row), add_generation_prompt=False) for row in chosen]
     limit = model.config.context_length
     calibration = [RenderedChat(row.ids[:limit], row.is_answer[:limit]) for row in rendered]
     measured = plugins.load("compress.methods", config.method).apply(model, calibration)

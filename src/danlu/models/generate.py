@@ -37,7 +37,6 @@ class Writing:
                 f"The prompt has {len(prompt_ids)} tokens; the model's context is {context_length}, answer included.",
                 "Shorten the prompt.",
                 code="context_length_exceeded",
-                param="messages",
             )
         self.prompt_ids = list(prompt_ids)
         self.options = options
@@ -128,9 +127,9 @@ def _draw(logits: Tensor, options: GenerateOptions, generator: torch.Generator) 
     probabilities = torch.softmax(scaled, dim=-1)
     if options.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(0) - ordered
-        ordered = ordered.masked_fill(before >= options.top_p, 0.0)
-        return int(order[torch.multinomial(ordered, 1, generator=generator)])
+        outside = ordered.cumsum(0) - ordered >= options.top_p
+        # drawn in the order of tokens, not of ranks: two nearly equal tokens may swap ranks from batch to batch
+        probabilities = probabilities.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), 0.0)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 

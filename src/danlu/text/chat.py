@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from danlu.core.errors import DanluError, ModelError, RequestError
+from danlu.core.errors import DanluError, DataError, ModelError, RequestError
 from danlu.core.records import Message, Prompt, Role
 from danlu.text.tokenizer import TextTokenizer
 
@@ -24,6 +24,21 @@ _MARKS = re.compile(f"[{_OPEN}{_OPEN_ANSWER}{_CLOSE}]")
 _CONTENT = f"[{_OPEN}{_OPEN_ANSWER}][^{_OPEN}{_OPEN_ANSWER}{_CLOSE}]*{_CLOSE}"
 _MAX_TEMPLATE_CHARACTERS = 100_000
 _ROLES = get_args(Role)
+
+
+def conversation(row: Mapping[str, Any]) -> list[Message]:
+    """The messages of a row of data; DataError when it has none that can be used."""
+    messages: Any = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError(
+            f"A row has messages {messages!r:.80}.", 'Give a list such as [{"role": "user", "content": "…"}, …].'
+        )
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise DataError(f"A row has the message {message!r:.80}.", "Each needs role and content, both texts.")
+        if message["role"] not in _ROLES:
+            raise DataError(f"A row has a message with the role {message['role']!r}.", f"Known: {', '.join(_ROLES)}.")
+    return messages
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,56 +130,107 @@ def finetune(
     batches = _batch_order(lengths, config, seed)
     held_out = _validation_batches(validation[: config.max_validation_rows], config.tokens_per_step)
     log = _CurveLog(work / "log.jsonl")
-    first, skipped_in_all = _resume(model, optimizer, work, log, events)
+    done = _resume(model, optimizer, work, log, events)
 
-    def save(step: int) -> None:
+    def save() -> None:
         tensors = {**lora_state(model), **optimizer_tensors(optimizer)}
-        save_checkpoint(work, step, tensors, {"skipped": skipped_in_all, "lines": log.num_lines})
+        save_checkpoint(work, done.step, tensors, {**vars(done), "lines": log.num_lines})
 
-    step, skipped_in_a_row, trained_tokens, seconds = first, 0, 0, 0.0
-    with events.bar("train", total=config.steps, unit="step", done=first) as bar:
+    is_between_steps = True
+    with (
+        events.bar("train", total=config.steps, unit="step", done=done.step) as bar,
+        _interrupts_held_back() as let_interrupt,
+    ):
         try:
-            while step < config.steps:
+            while done.step < config.steps:
+                let_interrupt()
+                is_between_steps = False
                 started = time.perf_counter()
-                batch = collate([train[row] for row in batches[step]])
-                rate = rate_at(step, config.steps, config.optim)
+                batch = collate([train[row] for row in batches[done.step]])
+                rate = rate_at(done.step, config.steps, config.optim)
                 loss, norm = _step(model, parameters, optimizer, batch, rate, config.optim.clip_norm)
-                step += 1
-                if math.isfinite(norm):
-                    skipped_in_a_row = 0
-                else:
-                    skipped_in_a_row, skipped_in_all = skipped_in_a_row + 1, skipped_in_all + 1
-                    _check_skips(skipped_in_a_row, step)
-                elapsed = time.perf_counter() - started
-                trained_tokens, seconds = trained_tokens + batch.num_tokens, seconds + elapsed
-                speed = batch.num_tokens / elapsed
-                log.add(step=step, loss=loss, lr=rate, grad_norm=norm, tokens_per_s=round(speed, 1))
-                bar.advance(1, loss=loss, tokens_per_s=speed)
-                if step % RELEASE_EVERY == 0:
+                done.count(batch.num_tokens, time.perf_counter() - started, is_skipped=not math.isfinite(norm))
+                log.add(step=done.step, loss=loss, lr=rate, grad_norm=norm)
+                is_between_steps = True
+                bar.advance(1, loss=loss, tokens_per_s=batch.num_tokens / (time.perf_counter() - started))
+                if done.step % RELEASE_EVERY == 0:
                     release_memory()
-                if held_out and (step % config.validate_every == 0 or step == config.steps):
-                    log.add(step=step, validation_loss=_validate(model, held_out))
-                if step % config.save_every == 0 or step == config.steps:
-                    save(step)
+                if held_out and (done.step % config.validate_every == 0 or done.step == config.steps):
+                    log.add(step=done.step, validation_loss=_validate(model, held_out))
+                if done.step % config.save_every == 0 or done.step == config.steps:
+                    save()
+            let_interrupt()
         except KeyboardInterrupt:
-            save(step)
-            events.say(f"Saved after step {step}; the same command goes on from there.")
+            if is_between_steps:
+                save()
+                events.say(f"Saved after step {done.step}; the same command goes on from there.")
             raise
     log.copy_to(log_path)
+    losses = [line["loss"] for line in log.lines if "loss" in line]
     validation_losses = [line["validation_loss"] for line in log.lines if "validation_loss" in line]
-    speeds = sorted(line["tokens_per_s"] for line in log.lines if "tokens_per_s" in line)
     return {
         "steps": config.steps,
         "train_rows": len(train),
         "packing_fill": round(fill_rate(batches, lengths, config.tokens_per_step), 4),
         "trainable_parameters": sum(p.numel() for p in parameters),
         "trainable_share": sum(p.numel() for p in parameters) / model.num_parameters(),
-        "train_tokens_per_s": round(trained_tokens / seconds, 1) if seconds else speeds[len(speeds) // 2],
-        "first_loss": next(line["loss"] for line in log.lines if "loss" in line),
-        "last_loss": next(line["loss"] for line in reversed(log.lines) if "loss" in line),
+        "train_tokens_per_s": round(done.tokens / done.seconds, 1),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
         "validation_loss": validation_losses[-1] if validation_losses else None,
-        "skipped_steps": skipped_in_all,
+        "skipped_steps": done.skipped,
     }
+
+
+@dataclass
+class _Done:
+    """What has been done so far, earlier attempts included."""
+
+    step: int = 0
+    tokens: int = 0
+    """Tokens of all rows trained on."""
+    seconds: float = 0.0
+    skipped: int = 0
+    """Steps whose gradient was not a number."""
+    skipped_in_a_row: int = 0
+
+    def count(self, tokens: int, seconds: float, *, is_skipped: bool) -> None:
+        """One more step; TrainError when too many in a row were skipped."""
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        self.skipped += is_skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+        if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+            raise TrainError(
+                f"The gradient was not a number {self.skipped_in_a_row} steps in a row (up to step {self.step}).",
+                "Lower optim.learning_rate; the last good checkpoint is kept.",
+            )
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits until the yielded function is called, so that no step is cut in two; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    is_asked = False
+
+    def note(*_: object) -> None:
+        nonlocal is_asked
+        if is_asked:
+            raise KeyboardInterrupt
+        is_asked = True
+
+    def let_interrupt() -> None:
+        if is_asked:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield let_interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _validation_batches(rows: Sequence[RenderedChat], budget: int) -> list[PackedBatch]:
@@ -216,14 +270,6 @@ def _step(
     return float(loss.detach()), norm
 
 
-def _check_skips(skipped_in_a_row: int, step: int) -> None:
-    if skipped_in_a_row >= MAX_SKIPPED_STEPS:
-        raise TrainError(
-            f"The gradient was not a number {skipped_in_a_row} steps in a row (up to step {step}).",
-            "Lower optim.learning_rate; the last good checkpoint is kept.",
-        )
-
-
 @torch.no_grad()
 def _validate(model: Model, batches: Sequence[PackedBatch]) -> float:
     """Mean loss in nats a supervised token."""
@@ -231,20 +277,19 @@ def _validate(model: Model, batches: Sequence[PackedBatch]) -> float:
     return total / sum(int(batch.targets.shape[0]) for batch in batches)
 
 
-def _resume(
-    model: Model, optimizer: torch.optim.Optimizer, work: Path, log: _CurveLog, events: Events
-) -> tuple[int, int]:
-    """Load the newest whole checkpoint; returns the step to go on from and the steps skipped so far."""
+def _resume(model: Model, optimizer: torch.optim.Optimizer, work: Path, log: _CurveLog, events: Events) -> _Done:
+    """Load the newest whole checkpoint, if any; returns what is done already."""
     checkpoint = load_checkpoint(work)
     if checkpoint is None:
         log.truncate(0)
-        return 0, 0
+        return _Done()
     adapters: dict[str, Tensor] = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("optimizer.")}
     load_lora_state(model, adapters)
     load_optimizer_tensors(optimizer, checkpoint.tensors)
-    log.truncate(checkpoint.values["lines"])
+    values = dict(checkpoint.values)
+    log.truncate(values.pop("lines"))
     events.say(f"Going on after step {checkpoint.step}.")
-    return checkpoint.step, checkpoint.values["skipped"]
+    return _Done(**values)
 
 
 class _CurveLog:
@@ -266,7 +311,8 @@ class _CurveLog:
         self._path.write_text("".join(line + "\n" for line in old), encoding="utf-8")
 
     def add(self, **values: float) -> None:
-        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}  # NaN is not JSON
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in finite.items()}
         self.lines.append(rounded)
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(rounded) + "\n")
