@@ -12,6 +12,8 @@ from danlu.models.load import load_model
 
 from .peer import logits_of, save_llama
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = [
     "The navy lace dress",
     "a",

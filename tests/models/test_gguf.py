@@ -17,6 +17,8 @@ from tests.tiny import FEEDFORWARD, HEADS, KV_HEADS, LAYERS, TEMPLATE, WIDTH, ma
 
 from .peer import some_ids
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

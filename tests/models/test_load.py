@@ -14,6 +14,8 @@ from danlu.models.load import load_model, save_model
 
 from .peer import logits_of, save_llama, some_ids
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def our_logits(folder: Path, ids: list[int]) -> torch.Tensor:
     return ReferenceModel(load_model(folder, precision="fp32")).logits(torch.tensor([ids]))[0]

@@ -15,6 +15,8 @@ from danlu.train.loss import collate, summed_loss
 
 from .peer import some_ids
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> Model:

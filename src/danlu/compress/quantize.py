@@ -22,7 +22,7 @@ class QuantizeConfig:
 
     method: str = "int8"
     """A file of compress/methods/."""
-    calibration_rows: int = 64
+    calibration_rows: int = 32
     """Conversations used to see how large activations get, when the stage has data."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from danlu.train.lora import LoraConfig, add_lora, load_lora_state, lora_state
 from danlu.train.loss import PackedBatch, collate, summed_loss
 from danlu.train.optim import OptimConfig, make_optimizer, rate_at
 
-RELEASE_EVERY = 10
+RELEASE_EVERY = 4
 """Steps between handing freed memory back: batches differ in size, and the allocator keeps what does not fit again."""
 MAX_SKIPPED_STEPS = 5
 """Steps whose gradient is not a number are skipped; after this many in a row training stops."""
