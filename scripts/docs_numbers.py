@@ -51,7 +51,8 @@ CHINESE = {
     "属性覆盖率的 p {p_coverage}。",
     "data": "输入 {rows_in} 条评论，保留 {rows_kept} 条；剔除：{dropped}。",
     "train": "只训练了 {trainable_share} 的参数，速度 {train_tokens_per_s} token/秒。",
-    "serve": "int8 体积是 fp32 的 {size_ratio}。同一份微调权重，批量生成的每秒条数是 `transformers` 逐条调用的 {speedup} 倍。",
+    "serve": "int8 体积是 fp32 的 {size_ratio}。同一份微调权重，批量生成的每秒条数是 `transformers` "
+    "逐条调用的 {speedup} 倍。",
     "cost": "全程 {minutes} 分钟（{seconds}），内存峰值 {peak_rss}。",
     "machine": "测量环境：{cpu}，{num_cores} 核；{versions}。",
 }
