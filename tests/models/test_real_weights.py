@@ -9,7 +9,7 @@ import torch
 from danlu.core.records import GenerateOptions
 from danlu.models.generate import ReferenceModel
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]  # so that a busy machine slows it down little
 
 GARMENTS = ("navy lace dress", "loose linen top", "soft wool cardigan", "black denim jacket", "ivory silk skirt")
 REVIEWS = [f"I ordered the {garment} in a small and" for garment in GARMENTS]
