@@ -163,6 +163,19 @@ def test_a_file_with_another_beginning_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, False), (8.0, True)])
+def test_rotary_factors_that_are_not_honoured_are_refused(
+    tmp_path: Path, weights: dict[str, torch.Tensor], factor: float, is_refused: bool
+) -> None:
+    factors = np.full(WIDTH // HEADS // 2, factor, dtype=np.float32)
+    write_gguf(tmp_path / "m.gguf", weights, Form.F32, add=lambda w: w.add_tensor("rope_freqs.weight", factors))
+    if is_refused:
+        with pytest.raises(ModelError, match=r"m\.gguf stretches its rotary positions \(rope_freqs\.weight\)"):
+            load_model(tmp_path / "m.gguf")
+    else:
+        load_model(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize("keep", [4, 20, 3000, 20_000], ids=["magic", "header", "metadata", "tensors"])
 def test_a_cut_file_is_refused(tmp_path: Path, weights: dict[str, torch.Tensor], keep: int) -> None:
     write_gguf(tmp_path / "m.gguf", weights, Form.F32)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from danlu.core.errors import DataError, ModelError
+from danlu.core.errors import DataError, ModelError, ResourceError
 from danlu.models.generate import ReferenceModel
 from danlu.models.load import load_model, save_model
 
@@ -112,6 +113,15 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
     torch.testing.assert_close(our_logits(tmp_path / "m", ids), logits_of(peer, ids), atol=1e-4, rtol=1e-4)
 
 
+def test_a_full_disk_is_said(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("danlu.models.tensors.save_file", full)
+    with pytest.raises(ResourceError, match=r"The disk is full: .*model\.safetensors could not be written"):
+        save_model(load_model(tiny_folder), tmp_path / "m")
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +205,9 @@ def test_a_folder_without_a_config_is_refused(folder: Path) -> None:
 def test_a_broken_config_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": ')
     with pytest.raises(DataError, match=r"config\.json is not JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ModelError, match=r"config\.json is not an object\. Copy the model's own config\.json"):
         load_model(folder)
 
 

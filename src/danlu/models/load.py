@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from danlu.core import plugins
 from danlu.core.device import compute_dtype, pick_device
 from danlu.core.errors import ModelError, nearest
-from danlu.core.files import disk_errors, read_json, write_json
+from danlu.core.files import read_json, write_json
 from danlu.models.archs import Architecture
 from danlu.models.config import CoreConfig
 from danlu.models.gguf import GGUFFile
 from danlu.models.heads.lm import Decoder
 from danlu.models.positions import Rotary
 from danlu.models.quant import Int8Embedding, Int8Linear
+from danlu.models.tensors import save_tensors
 from danlu.text.chat import ChatFormat
 from danlu.text.tokenizer import load_tokenizer, tokenizer_from_gguf
 
@@ -34,6 +34,9 @@ SCALE_SUFFIX = "_scale"
 """An int8 tensor ``x.weight`` has its row scales in ``x.weight_scale``."""
 COLUMN_SCALE_SUFFIX = "_column_scale"
 """An int8 embedding also has its column scales, in ``x.weight_column_scale``."""
+
+_ROPE_FACTORS = "rope_freqs.weight"
+"""Where GGUF files of Llama 3.1 and later keep what config.json calls rope_scaling."""
 
 _Read = Callable[[str], Tensor]
 
@@ -94,6 +97,8 @@ def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) 
     if not config_path.is_file():
         raise ModelError(f"{folder} has no config.json.", "A model folder has config.json and *.safetensors.")
     theirs = read_json(config_path)
+    if not isinstance(theirs, dict):
+        raise ModelError(f"{config_path} is not an object.", "Copy the model's own config.json.")
     architecture = _architecture(theirs.get("model_type", "(none)"))
     config = architecture.read_config(theirs)
     extra = read_json(folder / "danlu.json") if (folder / "danlu.json").is_file() else {}
@@ -127,7 +132,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
     config = architecture.read_config(theirs)
     names = architecture.weight_names(config)
     expected = {architecture.gguf_name(theirs): theirs for parts in names.values() for theirs in parts}
-    _check_sets(path, file.names() - {"rope_freqs.weight"}, set(expected))
+    _check_sets(path, file.names() - {_ROPE_FACTORS}, set(expected))
+    if _ROPE_FACTORS in file.names() and (file.read(_ROPE_FACTORS) != 1.0).any():
+        raise ModelError(f"{path} stretches its rotary positions ({_ROPE_FACTORS}).", "This is not supported so far.")
 
     def read(name: str) -> Tensor:
         return architecture.weight_from_gguf(name, file.read(architecture.gguf_name(name)), config)
@@ -267,8 +274,7 @@ def save_model(model: Model, folder: Path, notes: Mapping[str, Any] | None = Non
         if ours == "embedding.weight" and "embedding.column_scale" in state:
             tensors[theirs[0] + COLUMN_SCALE_SUFFIX] = state["embedding.column_scale"].cpu()
     weights = folder / "model.safetensors"
-    with disk_errors(weights):
-        save_file(tensors, weights, metadata={"format": "pt"})
+    save_tensors(tensors, weights)
     config = model.architecture.write_config(model.config)
     config["torch_dtype"] = str(next(t.dtype for n, t in tensors.items() if "norm" in n)).removeprefix("torch.")
     tokenizer = model.chat.tokenizer

@@ -26,7 +26,7 @@ from danlu.core.events import Events
 from danlu.core.memory import release_memory
 from danlu.data.packing import fill_rate, pack
 from danlu.models.load import Model
-from danlu.text.chat import ChatFormat, RenderedChat
+from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.train.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from danlu.train.lora import LoraConfig, add_lora, load_lora_state, lora_state
 from danlu.train.loss import PackedBatch, collate, summed_loss
@@ -88,7 +88,7 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], chat: ChatFormat, max_tokens:
     left_out = {"too_long": 0, "no_answer": 0}
     learns_to_stop = False
     for row in rows:
-        rendered = chat.render(row["messages"], add_generation_prompt=False)
+        rendered = chat.render(conversation(row), add_generation_prompt=False)
         if len(rendered.ids) > max_tokens:
             left_out["too_long"] += 1
         elif not any(rendered.is_answer[1:]):
@@ -123,7 +123,9 @@ def finetune(
     events: Events,
 ) -> dict[str, Any]:
     """Train adapters on ``model`` in place; returns metrics. ``work`` keeps checkpoints, ``log_path`` the curve."""
+    assert train, "finetune needs at least one row"
     seed_everything(seed)
+    base_parameters = model.num_parameters()
     parameters = add_lora(model, config.lora)
     optimizer = make_optimizer(parameters, config.optim)
     lengths = [len(row.ids) for row in train]
@@ -173,7 +175,7 @@ def finetune(
         "train_rows": len(train),
         "packing_fill": round(fill_rate(batches, lengths, config.tokens_per_step), 4),
         "trainable_parameters": sum(p.numel() for p in parameters),
-        "trainable_share": sum(p.numel() for p in parameters) / model.num_parameters(),
+        "trainable_share": sum(p.numel() for p in parameters) / base_parameters,
         "train_tokens_per_s": round(done.tokens / done.seconds, 1),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
