@@ -5,10 +5,10 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check lint types format bench-quickstart docs lock clean
+.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention docs lock clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the locked dependencies (does nothing when it is current)
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3"; exit 1; }
@@ -35,6 +35,18 @@ format: setup ## mend style and formatting
 
 bench-quickstart: setup ## measure the main job in a fresh home; writes bench/results/quickstart.json
 	$(BIN)/python bench/quickstart.py $(ARGS)
+
+bench-tokenizer: setup ## characters per token against Qwen3's tokenizer; writes bench/results/tokenizer.json
+	$(BIN)/python bench/tokenizer.py $(ARGS)
+
+bench-models: setup ## measure the core against transformers on the same weights; writes bench/results/models.json
+	$(BIN)/python bench/models.py $(ARGS)
+
+bench-experts: setup ## measure layers of experts against transformers'; writes bench/results/experts.json
+	$(BIN)/python bench/experts.py $(ARGS)
+
+bench-linear-attention: setup ## time recurrent layers against softmax attention; writes a result and a plot
+	$(BIN)/python bench/linear_attention.py $(ARGS)
 
 docs: setup ## write the measured numbers of bench/results into the READMEs and docs
 	$(BIN)/python scripts/docs_numbers.py

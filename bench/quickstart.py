@@ -10,8 +10,6 @@ Refuses to start on a busy machine.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -21,24 +19,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
+from measure import RESULTS, ROOT, machine, refuse_when_busy
+
 HOME = ROOT / ".bench" / "quickstart"
 DANLU = Path(sys.executable).with_name("danlu")
-BUSIEST = 0.3
-"""Load average (one minute) above which timings would not mean much."""
 SHOWN = re.compile(r"^(\s{4}\S.* in |✓|Numbers|Report|Done)")
 """The lines of the log worth a place in the README: finished bars and stages."""
 
 
 def main() -> int:
-    load = os.getloadavg()[0]
-    if load > BUSIEST and "--anyway" not in sys.argv:
-        print(
-            f"The machine is busy: load {load:.2f}. Wait until it is below {BUSIEST}, or pass --anyway.",
-            file=sys.stderr,
-        )
-        return 1
+    load = refuse_when_busy()
     cache = ROOT / ".danlu" / "cache"
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
@@ -72,22 +62,6 @@ def timed(command: list[str]) -> tuple[float, str]:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
     return seconds, done.stdout
-
-
-def machine(load: float) -> dict[str, Any]:
-    """Facts of the machine; on Linux with the instructions that matter."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", info)
-    flags = set(re.findall(r"\b(avx512_bf16|avx512_vnni|amx_bf16)\b", info))
-    return {
-        "cpu": " with ".join([model[1] if model else platform.processor(), ", ".join(sorted(flags))]).removesuffix(
-            " with "
-        ),
-        "num_cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load_before": round(load, 2),
-    }
 
 
 if __name__ == "__main__":

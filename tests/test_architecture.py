@@ -405,7 +405,7 @@ def test_every_recipe_is_right():
 
 def test_every_dependency_is_used():
     imported = {name.split(".")[0] for source in sources() for _, name in source.imports()}
-    import_names = {"pyyaml": "yaml", "python-stdnum": "stdnum"}
+    import_names = {"pillow": "PIL", "pyyaml": "yaml", "python-stdnum": "stdnum"}
     not_imported = {"uvloop", "httptools", "tqdm"}  # uvicorn takes the first two by itself; the third is only capped
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {Requirement(line).name for line in project["dependencies"]} - not_imported

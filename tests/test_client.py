@@ -248,6 +248,18 @@ def test_a_silent_server_is_a_timeout(script):
     assert caught.value.status == 504
 
 
+def test_options_that_are_not_sent_are_refused(script):
+    with RemoteModel(Client(script.url)) as model:
+        for options, name in (
+            (GenerateOptions(min_p=0.1), r"min_p is 0\.1"),
+            (GenerateOptions(num_beams=2), "num_beams is 2"),
+            (GenerateOptions(logit_bias={3: 1.0}), r"logit_bias is \{3: 1\.0\}"),
+        ):
+            with pytest.raises(RequestError, match=f"{name}, which is not sent to servers") as caught:
+                model.generate(["a"], options)
+            assert (caught.value.status, caught.value.code) == (501, "unsupported")
+
+
 def test_a_remote_model_refuses_to_score(script):
     with RemoteModel(Client(script.url)) as model:
         assert isinstance(model, LanguageModel)

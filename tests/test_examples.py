@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import danlu
 from danlu.core.files import write_jsonl
@@ -109,6 +112,54 @@ def test_evaluate_and_compare(run: Run, tiny_folder: Path, rows: Path) -> None:
     text = run("evaluate_and_compare.py", tiny_folder, rows, "out")
     assert re.match(r"size ratio 0\.[34]\d\d\nplain: BLEU-4 .* items/s\nsmall: BLEU-4 .* items/s\nbleu4: ", text)
     assert text.count("p(lower)") == 4
+
+
+def test_classify_image(run: Run, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (30, 20), (200, 120, 40)).save(photo)
+    labels = {"id2label": {"0": "cat", "1": "dog", "2": "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, **labels)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    text = run("classify_image.py", tmp_path / "vit", photo)
+    assert sorted(re.findall(r"(?m)^ *\d+\.\d%  (\w+)$", text)) == ["cat", "dog", "owl"]
+
+
+def test_classic_attention(run: Run) -> None:
+    lines = run("classic_attention.py").splitlines()
+    assert len(lines) == 4
+    assert all(line.endswith("equal torch's") for line in lines)
+
+
+def test_classic_encoder(run: Run) -> None:
+    assert run("classic_encoder.py").startswith(
+        "2 layers: hidden states (3, 11, 32) equal torch's\nposition 10: -0.544, "
+    )
+
+
+@pytest.mark.model
+def test_embed_and_search(run: Run, minilm: Path) -> None:
+    lines = run("embed_and_search.py", minilm, "how do I return an order?", "what is it made of?").splitlines()
+    assert re.fullmatch(r"  0\.\d\d  Send the parcel back .*", lines[1])
+    assert re.fullmatch(r"  0\.\d\d  The lining is recycled .*", lines[4])
+
+
+@pytest.mark.model
+def test_classify_text(run: Run, minilm: Path) -> None:
+    texts = ["The zip broke on the first day.", "Do you have it in red?", "Beautiful coat, so warm"]
+    lines = run("classify_text.py", minilm, *texts)
+    assert re.findall(r"0\.\d\d (\w+): ", lines) == ["complaint", "question", "praise"]
+
+
+def test_train_tokenizer(run: Run, tmp_path: Path) -> None:
+    lines = run("train_tokenizer.py", "own").splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["en", "zh"]
+    assert "back as it was: True" in lines[2]
+    assert lines[3] == "what a user types is text: True"
+    (tmp_path / "more.txt").write_text("\n\n".join(str(row["Review Text"]) for row in shop_rows(200)))
+    assert run("train_tokenizer.py", "other", "300", "more.txt").startswith("en: ")
+    assert Path("other/tokenizer.json").is_file()
 
 
 def test_every_example_is_run_here_short_and_says_how_to_run_it(root: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from danlu.core.records import GenerateOptions
-from danlu.models.generate import ReferenceModel
+from danlu.models.loaded import LoadedModel
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]  # so that a busy machine slows it down little
 
@@ -34,13 +34,13 @@ def peer(smollm2_gguf: Path) -> Any:
 
 
 @torch.no_grad()
-def test_logits_equal_transformers(smollm2: ReferenceModel, peer: Any) -> None:
+def test_logits_equal_transformers(smollm2: LoadedModel, peer: Any) -> None:
     for text in REVIEWS[:10:3] + REVIEWS[-4:]:
         ids = torch.tensor([smollm2.model.chat.tokenizer.encode(text)])
         torch.testing.assert_close(smollm2.logits(ids), peer(ids).logits, atol=1e-3, rtol=0)
 
 
-def test_greedy_answers_to_twenty_prompts_equal_those_of_transformers(smollm2: ReferenceModel, peer: Any) -> None:
+def test_greedy_answers_to_twenty_prompts_equal_those_of_transformers(smollm2: LoadedModel, peer: Any) -> None:
     """Read in one pass, transformers must find each token of our answers likeliest: then it would have written them."""
     assert len(REVIEWS) == 20
     tokenizer = smollm2.model.chat.tokenizer
@@ -58,7 +58,7 @@ def test_greedy_answers_to_twenty_prompts_equal_those_of_transformers(smollm2: R
 
 
 @torch.no_grad()
-def test_greedy_answers_equal_those_that_transformers_writes(smollm2: ReferenceModel, peer: Any) -> None:
+def test_greedy_answers_equal_those_that_transformers_writes(smollm2: LoadedModel, peer: Any) -> None:
     for text in REVIEWS[7:9]:
         ids = smollm2.model.chat.tokenizer.encode(text)
         theirs = peer.generate(torch.tensor([ids]), max_new_tokens=32, do_sample=False, eos_token_id=2, pad_token_id=2)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from danlu.core.events import Display
-    from danlu.core.records import LanguageModel
     from danlu.flow.run import RunResult
+    from danlu.models.loaded import LoadedModel
+    from danlu.models.model import Precision
+    from danlu.models.vision import ImageModel
 
 __all__ = ["home", "load", "run"]
 
@@ -39,25 +41,50 @@ def run(
     return run_recipe(recipe, *overrides, serve=serve, store=Store(Path(store or home())), display=display)
 
 
-def load(model: str | Path, store: str | Path | None = None) -> LanguageModel:
-    """A model with ``generate``, ``stream`` and ``score``: from a folder or file, an alias, a stage name of the latest
-    run, or an artifact id."""
-    from danlu.models.generate import ReferenceModel
-    from danlu.models.load import load_model
+def load(
+    model: str | Path,
+    store: str | Path | None = None,
+    *,
+    tokenizer: Literal["its own"] | None = "its own",
+    precision: Precision | None = None,
+    int8: bool = False,
+) -> LoadedModel | ImageModel:
+    """A model that can do whatever its head allows (``generate``, ``embed``, ``classify``, ``logits``, …): from a
+    folder or .gguf file, an alias, a stage of the latest run, an artifact id, or a hub id "owner/name" (``locate``).
 
-    return ReferenceModel(load_model(locate(model, store)), str(model))
+    With ``tokenizer=None`` none is looked for: the model reads and writes token ids. ``precision`` is the number type;
+    None picks bf16 where the machine is fast at it, else fp32. ``int8`` quantises while loading. Models of images
+    (ViT, ResNet, CLIP, …) come as an ImageModel. The weights are packed for inference: train with ``load_model``.
+    """
+    from danlu.models.load import load_model
+    from danlu.models.loaded import LoadedModel
+    from danlu.models.vision import ImageModel, reads_images
+
+    path = locate(model, store)
+    found = load_model(
+        path, precision=precision, scheme="int8" if int8 else None, is_packed=True, with_tokenizer=tokenizer is not None
+    )
+    return ImageModel.of(found, path) if reads_images(found) else LoadedModel(found, str(model))
 
 
 def locate(model: str | Path, store: str | Path | None = None) -> Path:
-    """Where a model lies: an existing path is taken as it is, anything else is looked up in the store.
+    """Where a model lies. An existing path is taken as it is; else a name of the store (an alias, a stage of the latest
+    run, an artifact id); else "owner/name" or "owner/name@revision" on the Hugging Face hub, fetched into its cache.
 
     A fetched artifact that holds one .gguf file is that file.
     """
+    from danlu.core.errors import StoreError
     from danlu.lineage.runs import resolve
     from danlu.lineage.store import Store
+    from danlu.models.hub import fetch_model, is_hub_id
 
     if Path(model).exists():
         return Path(model)
-    folder = resolve(Store(Path(store or home())), str(model)).path
+    try:
+        folder = resolve(Store(Path(store or home())), str(model)).path
+    except StoreError:
+        if not is_hub_id(str(model)):
+            raise
+        folder = fetch_model(str(model))
     files = list(folder.glob("*.gguf"))
     return files[0] if len(files) == 1 else folder

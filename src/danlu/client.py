@@ -11,7 +11,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import aiohttp
@@ -154,6 +154,7 @@ class Client:
 
     async def _body(self, prompt: Mapping[str, Any], options: GenerateOptions | None, *, is_stream: bool) -> bytes:
         options = options or GenerateOptions()
+        _check_sent(options)
         if self._model is None:
             names = await self.models()
             if not names:
@@ -326,6 +327,24 @@ class Client:
             status=503,
             code="connection_error",
         )
+
+
+_SENT = {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
+
+
+def _check_sent(options: GenerateOptions) -> None:
+    """Raises RequestError for an option that the request would leave out."""
+    plain = GenerateOptions()
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name not in _SENT and value != getattr(plain, option.name):
+            raise RequestError(
+                f"{option.name} is {value!r}, which is not sent to servers.",
+                "Leave it out, or load the model here (danlu.load).",
+                status=501,
+                code="unsupported",
+                param=option.name,
+            )
 
 
 def _to_error(status: int, detail: _ErrorDetail, retry_after: str | None) -> RequestError:

@@ -8,7 +8,19 @@ import pytest
 
 from danlu.cli.main import main, verbs
 
-ALL_VERBS = {"generate", "lineage", "run", "runs", "schema", "serve", "show", "verify"}
+ALL_VERBS = {
+    "inspect",
+    "export",
+    "generate",
+    "lineage",
+    "run",
+    "runs",
+    "schema",
+    "serve",
+    "show",
+    "tokenizer",
+    "verify",
+}
 RECIPE = """
 name: tiny
 stages:
@@ -61,7 +73,9 @@ def test_importing_danlu_is_fast_and_loads_no_torch() -> None:
     assert min(float(run.stdout) for run in runs) < 0.05
 
 
-@pytest.mark.parametrize("verb", ["runs", "show", "lineage", "verify", "schema", "run", "serve", "generate"])
+@pytest.mark.parametrize(
+    "verb", ["runs", "show", "lineage", "verify", "schema", "run", "serve", "generate", "tokenizer", "export"]
+)
 def test_a_verbs_help_explains_it_with_examples_and_without_torch(verb: str) -> None:
     code = f"import sys; from danlu.cli.main import main; status = main(['{verb}', '--help']); "
     code += "assert 'torch' not in sys.modules; sys.exit(status)"

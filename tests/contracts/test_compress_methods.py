@@ -10,8 +10,9 @@ import torch
 from danlu.compress.quantize import QuantizeConfig, quantize
 from danlu.core import plugins
 from danlu.core.errors import ModelError
-from danlu.models.generate import ReferenceModel
-from danlu.models.load import load_model, save_model
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.save import save_model
 from tests.tiny import shop_rows, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +37,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def logits(folder: Path, precision: str = "fp32") -> torch.Tensor:
     model = load_model(folder, precision=precision)
     ids = [model.chat.render(row["messages"], add_generation_prompt=False).ids[:50] for row in ROWS[:4]]
-    return ReferenceModel(model).logits(torch.tensor(ids)).float()
+    return LoadedModel(model).logits(torch.tensor(ids)).float()
 
 
 def test_the_predictions_stay_close(done: tuple[Path, Path, dict[str, Any]]) -> None:

@@ -14,8 +14,9 @@ from danlu.client import Client, RemoteModel
 from danlu.compress.quantize import QuantizeConfig, quantize
 from danlu.core.errors import RequestError
 from danlu.core.records import Completion, GenerateOptions, LanguageModel, Message, Prompt
-from danlu.models.generate import ReferenceModel
-from danlu.models.load import Model, load_model
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.model import Model
 from danlu.serve.engine.engine import Engine, EngineConfig
 from danlu.serve.http.config import HttpConfig
 from danlu.serve.http.server import Server, reserve_port
@@ -70,7 +71,7 @@ def model(
 def all_kinds(model: Model) -> Iterator[dict[str, LanguageModel]]:
     engine = Engine(model, "tiny-llama", EngineConfig(max_rows=4))
     with served(engine) as remote:
-        yield {"reference": ReferenceModel(model), "engine": engine, "remote": remote}
+        yield {"reference": LoadedModel(model), "engine": engine, "remote": remote}
 
 
 @pytest.fixture(params=KINDS)

@@ -23,6 +23,25 @@ def test_the_default_is_greedy():
         ({"top_p": 0.0}, r"top_p is 0\.0\. Use more than 0, at most 1\."),
         ({"top_p": 1.5}, r"top_p is 1\.5\."),
         ({"top_k": -1}, r"top_k is -1\. Use 0 \(all\) or more\."),
+        ({"min_tokens": -1}, r"min_tokens is -1\. Use 0 or more\."),
+        ({"min_tokens": 9, "max_tokens": 8}, r"min_tokens is 9, more than max_tokens, 8\."),
+        ({"min_p": 1.1}, r"min_p is 1\.1\. Use 0 to 1\."),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0\.0\. Use more than 0, at most 100\."),
+        ({"presence_penalty": 2.1}, r"presence_penalty is 2\.1\. Use -2 to 2\."),
+        ({"frequency_penalty": -3.0}, r"frequency_penalty is -3\.0\. Use -2 to 2\."),
+        ({"no_repeat_ngram_size": -1}, r"no_repeat_ngram_size is -1\. Use 0 \(none\) or more\."),
+        ({"logit_bias": {1: 2.0, 7: 101.0}}, r"logit_bias of token 7 is 101\.0\. Use -100 to 100\."),
+        ({"n": 0}, r"n is 0\. Use 1 to 128\."),
+        ({"n": 3, "num_beams": 2}, r"n is 3 with 2 beams\. Use at most as many answers as beams"),
+        ({"logprobs": 21}, r"logprobs is 21\. Use 0 to 20, or none\."),
+        ({"logprobs": 1, "num_beams": 2}, r"logprobs is 1 with 2 beams\."),
+        ({"num_beams": 65}, r"num_beams is 65\. Use 1 \(none\) to 64\."),
+        ({"num_beams": 2, "temperature": 1.0}, r"num_beams and temperature are both given\. Give one of them\."),
+        ({"lookup_tokens": 2, "penalty_alpha": 0.5}, r"lookup_tokens and penalty_alpha are both given\."),
+        ({"length_penalty": 11.0}, r"length_penalty is 11\.0\. Use -10 to 10\."),
+        ({"early_stopping": "sometimes"}, r"early_stopping is 'sometimes'\. Use True, False or \"never\"\."),
+        ({"lookup_tokens": 65}, r"lookup_tokens is 65\. Use 0 \(none\) to 64\."),
+        ({"penalty_alpha": 1.5}, r"penalty_alpha is 1\.5\. Use 0 \(none\) to 1\."),
         ({"stop": ("a",) * 5}, r"stop has 5 texts\. Use at most 4, each of 1 to 256 characters\."),
         ({"stop": ("",)}, r"stop has 1 texts\."),
         ({"stop": ("x" * 257,)}, r"stop has 1 texts\."),
@@ -33,6 +52,14 @@ def test_an_option_out_of_range_is_named_with_its_value(values: dict[str, Any], 
         GenerateOptions(**values)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(values))
+
+
+def test_contrastive_search_needs_tokens_to_choose_from() -> None:
+    with pytest.raises(
+        RequestError, match=r"penalty_alpha is 0\.5 and top_k 1\. Contrastive search chooses among"
+    ) as e:
+        GenerateOptions(penalty_alpha=0.5, top_k=1)
+    assert e.value.param == "top_k"
 
 
 def test_the_edges_of_each_range_are_allowed():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from danlu.models.model import Model
 from tests.tiny import TEMPLATE, make_tokenizer
 
 
@@ -48,3 +49,9 @@ def some_ids(length: int, seed: int = 1, vocabulary: int = 420) -> list[int]:
 def logits_of(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
     """(T, V)."""
     return model(torch.tensor([ids])).logits[0]
+
+
+@torch.inference_mode()
+def our_logits(model: Model, ids: list[int]) -> torch.Tensor:
+    """(T, V)."""
+    return model.network.logits(model.network.rows(torch.tensor(ids), [len(ids)]))

@@ -1,121 +1,116 @@
-"""Rows packed into one batch behave like each row alone: what attention, positions and shared beginnings promise."""
+"""The attention layer: what it does to queries and keys before rows meet, and to what comes out."""
 
-import itertools
-from pathlib import Path
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from torch import Tensor
 
-from danlu.models.load import Model, load_model
-from danlu.text.chat import RenderedChat
-from danlu.train.lora import LoraConfig, add_lora
-from danlu.train.loss import collate, summed_loss
+from danlu.core.errors import ModelError
+from danlu.models.attend import Memory, PackedAttend
+from danlu.models.attention import Attention, AttentionConfig, CrossAttention, Places
+from danlu.models.norms import NormConfig
+from danlu.models.product import Rule
 
-from .peer import some_ids
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder: Path) -> Model:
-    return load_model(tiny_folder, precision="fp32")
+CONFIG = AttentionConfig(num_heads=4, num_kv_heads=2, head_width=8, bias=True, out_bias=True)
+WIDTH, LENGTH = 12, 5
 
 
-def row(ids: list[int], prompt: int) -> RenderedChat:
-    """A conversation whose first ``prompt`` tokens are not learnt."""
-    return RenderedChat(ids, [i >= prompt for i in range(len(ids))])
+class Seen:
+    """An ``Attend`` that keeps what it was given and answers with the queries."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule, bias: Tensor | None) -> Tensor:
+        self.q, self.k, self.v, self.rule = q, k, v, rule
+        return q
 
 
-def rows_with_a_beginning(beginning: int, lengths: list[int]) -> list[RenderedChat]:
-    start = some_ids(beginning, seed=99)
-    return [row(start + some_ids(length, seed=length + i), beginning + 1) for i, length in enumerate(lengths)]
-
-
-def loss_of(model: Model, rows: list[RenderedChat]) -> torch.Tensor:
-    return summed_loss(model.decoder, collate(rows))
-
-
-CASES = [
-    rows_with_a_beginning(0, [5]),
-    rows_with_a_beginning(0, [3, 30, 2, 17]),
-    rows_with_a_beginning(20, [8, 8, 8]),
-    rows_with_a_beginning(20, [2, 40, 11]),
-    [*rows_with_a_beginning(20, [5, 5]), row(some_ids(12, seed=7), 4)],
-    [row(some_ids(30), 10), row(some_ids(30), 10)],
-    [row(some_ids(30), 10), row(some_ids(30)[:20], 10)],
-    [row(some_ids(300), 280), row(some_ids(300)[:290] + some_ids(400, seed=3), 280)],
-]
-NAMES = ["one", "ragged", "shared", "shared-ragged", "partly-shared", "equal", "one-begins-another", "long"]
-
-
-@pytest.mark.parametrize("rows", CASES, ids=NAMES)
-def test_packed_rows_have_the_loss_of_each_row_alone(model: Model, rows: list[RenderedChat]) -> None:
-    alone = sum(float(loss_of(model, [r])) for r in rows)
-    assert float(loss_of(model, rows)) == pytest.approx(alone, rel=1e-5)
-
-
-@pytest.mark.parametrize("rows", CASES, ids=NAMES)
-def test_packed_rows_give_the_gradient_of_each_row_alone(tiny_folder: Path, rows: list[RenderedChat]) -> None:
-    model = load_model(tiny_folder, precision="fp32")
+def layer_of(config: AttentionConfig, norm: NormConfig | None = None) -> Attention:
     torch.manual_seed(0)
-    parameters = add_lora(model, LoraConfig(rank=3))
-    for parameter in parameters:
-        torch.nn.init.normal_(parameter, std=0.1)
-
-    def gradients(batches: list[list[RenderedChat]]) -> list[torch.Tensor]:
-        for batch in batches:
-            loss_of(model, batch).backward()
-        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for parameter in parameters:
-            parameter.grad = None
-        assert len(found) == len(parameters)
-        return found
-
-    packed, alone, swapped = gradients([rows]), gradients([[r] for r in rows]), gradients([rows[::-1]])
-    for together, apart, other in zip(packed, alone, swapped, strict=True):
-        assert (together - apart).norm() <= 1e-4 * apart.norm()
-        assert (together - other).norm() <= 1e-4 * apart.norm()
+    layer = Attention(config, WIDTH, norm or NormConfig(), layer=0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer.eval()
 
 
-def test_what_one_row_says_changes_no_other_row(model: Model) -> None:
-    """A perturbation test: gradients of one row's loss with respect to another row's tokens are zero."""
-    rows = rows_with_a_beginning(0, [9, 12, 6])
-    before = [float(loss_of(model, rows)) - float(loss_of(model, rows[:1] + rows[2:]))]
-    other = [row(some_ids(9, seed=50), 1), rows[1], row(some_ids(6, seed=51), 1)]
-    after = [float(loss_of(model, other)) - float(loss_of(model, other[:1] + other[2:]))]
-    assert before == pytest.approx(after, rel=1e-4)
+def run(layer: Attention) -> tuple[Seen, Tensor, Tensor]:
+    """What the attend saw, what went in, what came out."""
+    seen, x = Seen(), torch.randn(LENGTH, WIDTH)
+    out = layer(x, Places(torch.arange(LENGTH), {}), seen)  # pyright: ignore[reportArgumentType]
+    return seen, x, out
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    beginning=st.integers(0, 24),
-    tails=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=5),
+def test_one_linear_makes_queries_keys_and_values() -> None:
+    layer = layer_of(CONFIG)
+    seen, x, out = run(layer)
+    heads = x @ layer.qkv.weight.T + layer.qkv.bias
+    q, k, v = heads.split([32, 16, 16], dim=1)
+    for got, wanted in ((seen.q, q), (seen.k, k), (seen.v, v)):
+        torch.testing.assert_close(got.flatten(1), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, q @ layer.out.weight.T + layer.out.bias, atol=1e-4, rtol=1e-5)
+
+
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    return x * (x.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt() * weight
+
+
+def test_queries_and_keys_are_normed_head_by_head_or_all_at_once() -> None:
+    for how, shape in (("head", (LENGTH, -1, 8)), ("all", (LENGTH, 1, -1))):
+        layer = layer_of(replace(CONFIG, qk_norm=how))  # pyright: ignore[reportArgumentType]
+        seen, x, _ = run(layer)
+        heads = (x @ layer.qkv.weight.T + layer.qkv.bias).split([32, 16, 16], dim=1)
+        for got, made, norm in ((seen.q, heads[0], layer.q_norm), (seen.k, heads[1], layer.k_norm)):
+            wanted = rms(made.view(shape), norm.weight).flatten(1)  # pyright: ignore[reportArgumentType]
+            torch.testing.assert_close(got.flatten(1), wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(seen.v.flatten(1), heads[2], atol=1e-5, rtol=1e-5)
+
+
+def test_a_gate_made_with_the_queries_scales_what_comes_out() -> None:
+    layer = layer_of(replace(CONFIG, gated=True))
+    seen, x, out = run(layer)
+    made = (x @ layer.qkv.weight.T + layer.qkv.bias)[:, : 2 * 32].view(LENGTH, 4, 16)
+    q, gate = made.chunk(2, dim=-1)
+    torch.testing.assert_close(seen.q, q, atol=1e-5, rtol=1e-5)
+    wanted = (q * gate.sigmoid()).flatten(1) @ layer.out.weight.T + layer.out.bias
+    torch.testing.assert_close(out, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_are_dropped_in_training_only() -> None:
+    layer = layer_of(replace(CONFIG, dropout=0.5))
+    assert run(layer)[0].rule.dropout == 0.0
+    assert run(layer.train())[0].rule.dropout == 0.5
+
+
+def test_scores_are_scaled_by_the_head_unless_told_otherwise() -> None:
+    assert CONFIG.rule.scale == pytest.approx(8**-0.5)
+    assert replace(CONFIG, scale=0.25).rule.scale == 0.25
+
+
+def test_cross_attention_makes_keys_and_values_of_the_memory() -> None:
+    torch.manual_seed(0)
+    layer = CrossAttention(replace(CONFIG, causal=False, num_kv_heads=4), WIDTH, layer=0).eval()
+    x, memory = torch.randn(3, WIDTH), torch.randn(4, WIDTH)
+    attend = PackedAttend((3,), memory=Memory(memory, (4,)))
+    out = layer(x, Places(torch.arange(3), {}), attend)
+    k, v = (memory @ layer.kv.weight.T + layer.kv.bias).chunk(2, dim=1)
+    q = layer.q(x)
+    q, k, v = (part.view(-1, 4, 8).transpose(0, 1) for part in (q, k, v))
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(out, layer.out(mixed), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 0}, "Model config: num_heads is 0. It must be positive"),
+        ({"head_width": -1}, "Model config: head_width is -1. It must be positive"),
+        ({"num_kv_heads": 3}, "4 query heads cannot share 3 key/value heads. The first must be a multiple"),
+    ],
 )
-def test_any_rows_pack_without_changing_their_loss(model: Model, beginning: int, tails: list[list[int]]) -> None:
-    """Few different tokens, so that rows often begin alike by chance, or are equal."""
-    start = some_ids(beginning, seed=5)
-    rows = [row([2, *start, *tail], 1 + beginning // 2) for tail in tails]
-    alone = sum(float(loss_of(model, [r])) for r in rows)
-    assert float(loss_of(model, rows)) == pytest.approx(alone, rel=1e-4, abs=1e-4)
-
-
-def test_a_batch_counts_the_tokens_of_all_its_rows() -> None:
-    for rows in CASES:
-        batch = collate(rows)
-        assert batch.num_tokens == sum(len(r.ids) for r in rows)
-        assert batch.targets.shape[0] == sum(sum(r.is_answer[1:]) for r in rows)
-
-
-def test_a_batch_predicts_each_learnt_token_from_the_one_before_it() -> None:
-    rows = [RenderedChat([5, 6, 7, 8], [True, False, True, True]), RenderedChat([9, 10], [False, True])]
-    batch = collate(rows)
-    pairs = list(zip(batch.ids[batch.predicts].tolist(), batch.targets.tolist(), strict=True))
-    assert pairs == [(6, 7), (7, 8), (9, 10)]  # the first token of a row has nothing before it
-
-
-def test_rows_of_one_batch_may_come_in_any_order(model: Model) -> None:
-    rows = rows_with_a_beginning(20, [2, 9, 5])
-    losses = [float(loss_of(model, list(order))) for order in itertools.permutations(rows)]
-    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
+def test_numbers_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError) as error:
+        replace(CONFIG, **changes)
+    assert message in str(error.value)

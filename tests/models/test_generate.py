@@ -6,9 +6,9 @@ import torch
 
 from danlu.core.errors import RequestError
 from danlu.core.records import GenerateOptions, LanguageModel
-from danlu.models.generate import ReferenceModel as Reference
-from danlu.models.generate import Writing, pick_tokens
 from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel as Reference
+from danlu.models.writing import Writing
 
 from .peer import logits_of, save_llama
 
@@ -167,50 +167,46 @@ def test_a_prompt_that_fills_the_context_is_refused(tiny: Reference) -> None:
         tiny.generate([""])
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------------
+# ---- several answers, log-probabilities ------------------------------------------------------------------------------
 
 
-def draws(logits: list[float], **options: object) -> set[int]:
-    """Tokens that 300 draws give."""
-    row = torch.tensor([logits])
-    found: set[int] = set()
-    for seed in range(300):
-        tokenizer = _OneToken()
-        writing = Writing([1], GenerateOptions(seed=seed, **options), tokenizer, 10)  # type: ignore[arg-type]
-        found.add(pick_tokens(row, [writing])[0])
-    return found
+def test_samples_of_one_prompt_are_those_of_the_prompt_alone(tiny: Reference) -> None:
+    """They read the prompt once, and each draws from a generator of its own."""
+    options = {"max_tokens": 10, "temperature": 1.2, "top_k": 50, "seed": 7}
+    answers = tiny.generate(PROMPTS, GenerateOptions(**options, n=3))  # type: ignore[arg-type]
+    assert len(answers) == 3 * len(PROMPTS)
+    assert answers[::3] == tiny.generate(PROMPTS, GenerateOptions(**options))  # type: ignore[arg-type]
+    assert len({answer.text for answer in answers[:3]}) == 3
+    greedy = tiny.generate(PROMPTS[:2], GenerateOptions(max_tokens=6, n=2))
+    assert greedy[0] == greedy[1]
+    with pytest.raises(RequestError, match="n is 2, but a stream has one answer"):
+        list(tiny.stream("a", GenerateOptions(n=2)))
 
 
-class _OneToken:
-    end_ids = frozenset({0})
-
-    def decode(self, ids: list[int]) -> str:
-        return ""
-
-
-LOGITS = [2.0, 1.9, 1.0, 0.0, -9.0]
-
-
-def test_temperature_zero_takes_the_likeliest() -> None:
-    assert draws(LOGITS, temperature=0.0) == {0}
-
-
-def test_top_k_and_top_p_leave_the_unlikely_out() -> None:
-    assert draws(LOGITS, temperature=1.0) == {0, 1, 2, 3}
-    assert draws(LOGITS, temperature=1.0, top_k=2) == {0, 1}
-    assert draws(LOGITS, temperature=1.0, top_p=0.5) == {0, 1}
-    assert draws(LOGITS, temperature=1.0, top_p=0.01) == {0}
-    assert draws(LOGITS, temperature=0.005) == {0}
+def test_log_probabilities_of_an_answer_are_its_score(tiny: Reference) -> None:
+    (answer,) = tiny.generate(["The navy"], GenerateOptions(max_tokens=1, logprobs=3))
+    (token,) = answer.logprobs
+    exact = torch.log_softmax(tiny.logits(torch.tensor([tiny.model.chat.tokenizer.encode("The navy")]))[0, -1], dim=0)
+    assert token.logprob == pytest.approx(float(exact.max()), abs=1e-5)
+    assert [index for index, _ in token.top] == torch.topk(exact, 3).indices.tolist()
+    options = GenerateOptions(max_tokens=9, logprobs=0)
+    deltas = list(tiny.stream("The navy", options))
+    assert (
+        tuple(item for delta in deltas for item in delta.logprobs) == tiny.generate(["The navy"], options)[0].logprobs
+    )
 
 
-def test_samples_follow_the_models_own_distribution() -> None:
-    logits = torch.tensor([[1.0, 0.0, -1.0]])
-    counts = torch.zeros(3)
-    for seed in range(3000):
-        writing = Writing([1], GenerateOptions(seed=seed, temperature=1.0), _OneToken(), 10)  # type: ignore[arg-type]
-        counts[pick_tokens(logits, [writing])[0]] += 1
-    expected = torch.softmax(logits[0], dim=0) * 3000
-    assert ((counts - expected) ** 2 / expected).sum() < 13.8  # chi squared, 2 degrees of freedom, p = 0.001
+def test_penalised_greedy_answers_equal_those_of_transformers(tmp_path: Path) -> None:
+    peer = save_llama(tmp_path / "m")
+    ours = Reference(load_model(tmp_path / "m", precision="fp32"))
+    options = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}
+    for prompt in PROMPTS[:3]:
+        ids = ours.model.chat.tokenizer.encode(prompt)
+        theirs = peer.generate(
+            torch.tensor([ids]), max_new_tokens=24, min_new_tokens=20, do_sample=False, pad_token_id=0, **options
+        )  # type: ignore[call-overload]
+        answer = ours.generate([prompt], GenerateOptions(max_tokens=24, min_tokens=20, **options))[0]  # type: ignore[arg-type]
+        assert list(answer.token_ids) == theirs[0, len(ids) :].tolist()
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------

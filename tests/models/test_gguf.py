@@ -1,4 +1,6 @@
+import contextlib
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Form
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from danlu.core.errors import ModelError
-from danlu.models.generate import ReferenceModel
+from danlu.core.errors import DanluError, ModelError
 from danlu.models.gguf import GGUFFile
 from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.save import checkpoint
 from tests.tiny import FEEDFORWARD, HEADS, KV_HEADS, LAYERS, TEMPLATE, WIDTH, make_tokenizer
 
-from .peer import some_ids
+from .peer import our_logits, some_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,9 +121,9 @@ def test_every_stored_form_is_read_to_the_values_it_holds(
 ) -> None:
     held = write_gguf(tmp_path / "m.gguf", weights, form)
     model = load_model(tmp_path / "m.gguf", precision="fp32")
-    state = model.decoder.state_dict()
-    for ours, theirs in model.architecture.weight_names(model.config).items():
-        assert torch.equal(state[ours], torch.cat([held[name] for name in theirs])), ours
+    stored = checkpoint(model)
+    assert stored.keys() == held.keys()
+    assert all(torch.equal(stored[name], weight) for name, weight in held.items())
 
 
 def test_a_gguf_file_and_the_folder_it_came_from_are_one_model(
@@ -127,7 +132,7 @@ def test_a_gguf_file_and_the_folder_it_came_from_are_one_model(
     write_gguf(tmp_path / "m.gguf", weights, Form.F32)
     folder, file = (load_model(path, precision="fp32") for path in (tiny_folder, tmp_path / "m.gguf"))
     ids = torch.tensor([some_ids(50)])
-    assert torch.equal(ReferenceModel(folder).logits(ids), ReferenceModel(file).logits(ids))
+    assert torch.equal(LoadedModel(folder).logits(ids), LoadedModel(file).logits(ids))
     text = "The navy dress, 100% cotton — 面料柔软 👗 <|im_end|>"
     assert folder.chat.tokenizer.encode(text) == file.chat.tokenizer.encode(text)
     messages = [{"role": "user", "content": text}]
@@ -145,7 +150,7 @@ def test_transformers_reads_the_same_weights_from_the_same_file(
     ids = torch.tensor([some_ids(50)])
     with torch.no_grad():
         theirs = peer(ids).logits
-    ours = ReferenceModel(load_model(tmp_path / "m.gguf", precision="fp32")).logits(ids)
+    ours = LoadedModel(load_model(tmp_path / "m.gguf", precision="fp32")).logits(ids)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -153,8 +158,8 @@ def test_an_untied_head_is_seen_from_the_tensors(tmp_path: Path, weights: dict[s
     head = torch.randn(weights["model.embed_tokens.weight"].shape)
     write_gguf(tmp_path / "m.gguf", {**weights, "lm_head.weight": head}, Form.F32)
     model = load_model(tmp_path / "m.gguf", precision="fp32")
-    assert not model.config.tied_head
-    assert torch.equal(model.decoder.state_dict()["head.weight"], head)
+    assert not model.config.is_tied
+    assert torch.equal(checkpoint(model)["lm_head.weight"], head)
 
 
 def test_a_file_with_another_beginning_is_refused(tmp_path: Path) -> None:
@@ -163,17 +168,22 @@ def test_a_file_with_another_beginning_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, False), (8.0, True)])
-def test_rotary_factors_that_are_not_honoured_are_refused(
-    tmp_path: Path, weights: dict[str, torch.Tensor], factor: float, is_refused: bool
-) -> None:
-    factors = np.full(WIDTH // HEADS // 2, factor, dtype=np.float32)
-    write_gguf(tmp_path / "m.gguf", weights, Form.F32, add=lambda w: w.add_tensor("rope_freqs.weight", factors))
-    if is_refused:
-        with pytest.raises(ModelError, match=r"m\.gguf stretches its rotary positions \(rope_freqs\.weight\)"):
-            load_model(tmp_path / "m.gguf")
-    else:
-        load_model(tmp_path / "m.gguf")
+def test_rotary_factors_are_honoured(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Frequencies divided by 8 everywhere are positions divided by 8."""
+    factors = np.full(WIDTH // HEADS // 2, 8.0, dtype=np.float32)
+    write_gguf(tmp_path / "factors.gguf", weights, Form.F32, add=lambda w: w.add_tensor("rope_freqs.weight", factors))
+
+    def stretch(writer: gguf.GGUFWriter) -> None:
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", 8.0)
+
+    write_gguf(tmp_path / "linear.gguf", weights, Form.F32, add=stretch)
+    write_gguf(tmp_path / "plain.gguf", weights, Form.F32)
+    found = {
+        path.stem: our_logits(load_model(path, precision="fp32"), some_ids(40)) for path in tmp_path.glob("*.gguf")
+    }
+    torch.testing.assert_close(found["factors"], found["linear"], atol=1e-4, rtol=1e-4)
+    assert (found["factors"] - found["plain"]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("keep", [4, 20, 3000, 20_000], ids=["magic", "header", "metadata", "tensors"])
@@ -197,7 +207,7 @@ def test_a_cut_copy_of_the_real_file_is_refused(tmp_path: Path, smollm2_gguf: Pa
 def test_a_missing_tensor_is_named(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     fewer = {name: weight for name, weight in weights.items() if name != "model.layers.0.mlp.up_proj.weight"}
     write_gguf(tmp_path / "m.gguf", fewer, Form.F32)
-    with pytest.raises(ModelError, match=r"1 missing \(blk\.0\.ffn_up\.weight\)"):
+    with pytest.raises(ModelError, match=r"1 missing \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
         load_model(tmp_path / "m.gguf")
 
 
@@ -226,7 +236,65 @@ def test_a_form_that_cannot_be_read_names_those_that_can(tmp_path: Path) -> None
         GGUFFile(tmp_path / "m.gguf").read("x")
 
 
-def test_stretched_rotary_positions_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
-    write_gguf(tmp_path / "m.gguf", weights, Form.F32, add=lambda w: w.add_string("llama.rope.scaling.type", "yarn"))
-    with pytest.raises(ModelError, match=r"rope_scaling is 'yarn'. Only None is supported so far"):
+def test_a_way_of_stretching_positions_that_is_not_known_is_refused(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    write_gguf(tmp_path / "m.gguf", weights, Form.F32, add=lambda w: w.add_string("llama.rope.scaling.type", "bent"))
+    with pytest.raises(ModelError, match=r"stretches rotary positions by 'bent'\. Known: none, linear, yarn"):
         load_model(tmp_path / "m.gguf")
+
+
+def header(*parts: bytes, tensors: int = 0, fields: int = 0, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + b"".join(parts)
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+TENSOR = text("x") + struct.pack("<IQIQ", 1, 8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header(version=1), r"its version is 1, known are \(2, 3\)"),
+        (header(version=0x03000000), r"its version is 50331648"),
+        (header(tensors=2**60), r"it announces 1152921504606846976 values where \d+ bytes are left"),
+        (header(fields=2**60), r"it announces 1152921504606846976 values"),
+        (header(struct.pack("<Q", 2**50), fields=1), r"it announces 1125899906842624 values"),
+        (header(text("k"), struct.pack("<IIQ", 9, 4, 2**40), fields=1), r"it announces 1099511627776 values"),
+        (header(text("k"), struct.pack("<IIQ", 9, 9, 1), fields=1), r"a list is of the unknown kind 9"),
+        (header(text("k"), struct.pack("<I", 77), fields=1), r"a field is of the unknown kind 77"),
+        (header(struct.pack("<Q", 2), b"\xff\xfe", struct.pack("<II", 4, 1), fields=1), r"can't decode byte"),
+        (header(text("general.alignment"), struct.pack("<II", 4, 0), fields=1), r"its alignment is 0"),
+        (header(text("x"), struct.pack("<I", 99), bytes(80), tensors=1), r"tensor 'x' has 99 dimensions"),
+        (header(text("x"), struct.pack("<IQIQ", 1, 8, 999, 0), tensors=1), r"999 is not a valid"),
+        (header(text("x"), struct.pack("<IQIQ", 1, 7, 8, 0), tensors=1), r"row size \(7\) is not a multiple"),
+        (header(text("x"), struct.pack("<IQIQ", 1, 2**60, 0, 0), tensors=1), r"it ends before the end of tensor 'x'"),
+        (header(TENSOR, TENSOR, bytes(99), tensors=2), r"it has two tensors 'x'"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"m\.gguf is a damaged GGUF file: .*{message}.*Fetch it again"):
+        GGUFFile(tmp_path / "m.gguf")
+
+
+@given(place=st.integers(0, 6000), junk=st.binary(min_size=1, max_size=12), keep=st.integers(4, 30_000))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_the_file_only_a_model_error_comes_out(
+    tmp_path: Path, whole_file: bytes, place: int, junk: bytes, keep: int
+) -> None:
+    data = bytearray(whole_file)
+    data[place : place + len(junk)] = junk
+    (tmp_path / "m.gguf").write_bytes(data[:keep] if keep < 20_000 else data)
+    with contextlib.suppress(DanluError):
+        load_model(tmp_path / "m.gguf", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, torch.Tensor]) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "m.gguf"
+    write_gguf(path, weights, Form.Q8_0)
+    return path.read_bytes()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from danlu.core.errors import DataError, ModelError, RequestError
 from danlu.core.records import Message
-from danlu.models.generate import ReferenceModel
+from danlu.models.loaded import LoadedModel
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.text.tokenizer import TextTokenizer
 from tests.tiny import SPECIAL, TEMPLATE, make_tokenizer
@@ -22,7 +22,17 @@ CHATS = [ChatFormat(TOKENIZER, TEMPLATE), ChatFormat(TOKENIZER, LLAMA3)]
 
 words = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("面料👗 \n")), max_size=15)
 tricky = st.sampled_from(
-    [*SPECIAL, "<|im_end|>\n<|im_start|>assistant\n", "<|im_", "end|>", "\ufdd0", "\ufdd1", "\ufdd2"]
+    [
+        *SPECIAL,
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_",
+        "end|>",
+        "\ufdd0",
+        "\ufdd1",
+        "\ufdd2",
+        "\ufdd3",
+        "\ufdd4",
+    ]
 )
 contents = st.lists(st.one_of(words, tricky), max_size=4).map("".join)
 
@@ -75,7 +85,7 @@ def test_the_answers_and_their_end_tokens_are_learnt_and_nothing_else(
         if learnt
     ]
     said = [m["content"] for m in messages if m["role"] == "assistant"] + [answer]
-    said = [text.translate(dict.fromkeys(range(0xFDD0, 0xFDD3))) for text in said]  # never part of real text
+    said = [text.translate(dict.fromkeys(range(0xFDD0, 0xFDD5))) for text in said]  # never part of real text
     if chat is CHATS[1]:
         said = [text.strip() for text in said]
     assert runs == [[*TOKENIZER.encode(text), END] for text in said]
@@ -250,7 +260,7 @@ def test_what_real_templates_use_works_as_in_transformers(template: str) -> None
 
 
 @pytest.mark.model
-def test_the_real_template_gives_the_ids_of_transformers(smollm2: ReferenceModel, peer_tokenizer: Any) -> None:
+def test_the_real_template_gives_the_ids_of_transformers(smollm2: LoadedModel, peer_tokenizer: Any) -> None:
     ask, answer = (
         message("user", "Write copy for a navy dress, 5'8\" 面料柔软 👗\n- soft"),
         message("assistant", "Soft.\nNew"),

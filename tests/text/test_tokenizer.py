@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from danlu.core.errors import ModelError
-from danlu.models.generate import ReferenceModel
-from danlu.text.tokenizer import TextStream, TextTokenizer, load_tokenizer, tokenizer_from_gguf
+from danlu.models.loaded import LoadedModel
+from danlu.text.tokenizer import TextStream, TextTokenizer, load_tokenizer
 from tests.tiny import SPECIAL, make_tokenizer
 
 TOKENIZER = TextTokenizer(make_tokenizer(), end_tokens=["<|im_end|>"], begin_token="<|im_start|>")
@@ -93,64 +92,9 @@ def test_an_end_token_that_does_not_exist_is_refused() -> None:
         TextTokenizer(make_tokenizer(), end_tokens=["</s>"])
 
 
-def metadata(**changes: object) -> dict[str, object]:
-    backend = make_tokenizer()
-    vocabulary = sorted(backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-    merges = json.loads(backend.to_str())["model"]["merges"]
-    whole: dict[str, object] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [token for token, _ in vocabulary],
-        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(vocabulary) - 3),
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-    return {**whole, **{f"tokenizer.ggml.{name}": value for name, value in changes.items()}}
-
-
-@given(texts_with_special)
-def test_a_tokenizer_from_gguf_gives_the_same_ids(text: str) -> None:
-    assert FROM_GGUF.encode(text) == TOKENIZER.encode(text)
-
-
-FROM_GGUF = tokenizer_from_gguf(metadata())
-
-
-@pytest.mark.parametrize(
-    ("pre", "text", "pieces"),
-    [
-        ("smollm", "in 2023's", ["in", " ", "2", "0", "2", "3", "'s"]),
-        ("gpt-2", "in 2023's", ["in", " 2023", "'s"]),
-        ("llama-bpe", "in 2023's\n\n(x", ["in", " ", "202", "3", "'s", "\n\n", "(x"]),
-        ("qwen2", "in 2023's", ["in", " ", "2", "0", "2", "3", "'s"]),
-    ],
-)
-def test_each_family_cuts_text_in_its_own_way(pre: str, text: str, pieces: list[str]) -> None:
-    splitter = tokenizer_from_gguf(metadata(pre=pre)).backend.pre_tokenizer
-    found = splitter.pre_tokenize_str(text)
-    assert [text[start:end] for _, (start, end) in found] == pieces
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "llama"}, "The GGUF file's tokenizer is 'llama' with pre-tokenizer 'gpt-2'. Byte-level BPE"),
-        (
-            {"pre": "tekken"},
-            "tokenizer is 'gpt2' with pre-tokenizer 'tekken'. Byte-level BPE (gpt2) with one of default",
-        ),
-        ({"token_type": [3]}, "The GGUF file has 420 tokens but 1 token types. It is damaged"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_read_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ModelError) as error:
-        tokenizer_from_gguf(metadata(**changes))
-    assert message in str(error.value)
-
-
 @pytest.mark.model
 def test_ids_of_a_thousand_real_reviews_equal_those_of_transformers(
-    smollm2: ReferenceModel, peer_tokenizer: Any, reviews_parquet: Path
+    smollm2: LoadedModel, peer_tokenizer: Any, reviews_parquet: Path
 ) -> None:
     column = pq.read_table(reviews_parquet)["Review Text"].to_pylist()
     lines = [text for text in column if text][:1000]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core.events import Display, Events, Silent
-from danlu.models.load import Model, load_model
+from danlu.models.load import load_model
+from danlu.models.model import Model
 from danlu.train.lora import LoraConfig
 from danlu.train.optim import OptimConfig
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune

@@ -13,10 +13,10 @@ from danlu.core.device import seed_everything
 from danlu.core.errors import ConfigError, ModelError
 from danlu.data.packing import pack
 from danlu.models.archs.llama import plugin as llama
-from danlu.models.config import CoreConfig
-from danlu.models.generate import ReferenceModel
-from danlu.models.heads.lm import Decoder
-from danlu.models.load import Model, load_model, save_model
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.model import Model
+from danlu.models.save import save_model
 from danlu.text.chat import RenderedChat
 from danlu.train.lora import LoraConfig, add_lora, load_adapter, lora_layers, lora_state, merge_lora, save_adapter
 from danlu.train.loss import collate, summed_loss
@@ -29,6 +29,12 @@ from .test_loss import peer_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers
 
+SMOLLM2 = {
+    "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
+"""config.json of SmolLM2-135M, as far as its size goes."""
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -46,7 +52,7 @@ def peer_model(folder: Path) -> Any:
 
 
 def our_logits(model: Model, ids: list[int]) -> torch.Tensor:
-    return ReferenceModel(model).logits(torch.tensor([ids]))[0]
+    return LoadedModel(model).logits(torch.tensor([ids]))[0]
 
 
 def with_adapter(folder: Path, config: LoraConfig, spread: float = 0.2) -> Model:
@@ -68,8 +74,8 @@ def test_an_adapter_begins_as_no_change(peer_folder: Path) -> None:
 
 def test_only_the_adapter_learns_and_all_of_it_moves(peer_folder: Path) -> None:
     model = with_adapter(peer_folder, LoraConfig(rank=2))
-    summed_loss(model.decoder, collate([RenderedChat(some_ids(9), [True] * 9)])).backward()
-    for name, parameter in model.decoder.named_parameters():
+    summed_loss(model.network, collate([RenderedChat(some_ids(9), [True] * 9)])).backward()
+    for name, parameter in model.network.named_parameters():
         is_adapter = name.split(".")[-1] == "a" or ".b." in name
         assert parameter.requires_grad == is_adapter, name
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == is_adapter, name
@@ -91,15 +97,10 @@ def test_its_size_is_rank_times_the_sides_of_every_projection(peer_folder: Path,
 def test_it_trains_less_than_one_percent_of_the_real_model() -> None:
     """The default adapter on SmolLM2-135M, without its weights."""
     with torch.device("meta"):
-        decoder = Decoder(
-            CoreConfig(
-                vocabulary_size=49_152, width=576, num_layers=30, num_heads=9, num_kv_heads=3, head_width=64,
-                feedforward_width=1536, context_length=8192,
-            )
-        )  # fmt: skip
-    base = sum(parameter.numel() for parameter in decoder.parameters())
+        network = llama.read_config(SMOLLM2).make()
+    base = sum(parameter.numel() for parameter in network.parameters())
     assert base == 134_515_008
-    model = Model(decoder, None, llama, scheme=None)  # type: ignore[arg-type]
+    model = Model(network, SMOLLM2, llama, dtype=torch.float32)
     share = sum(p.numel() for p in add_lora(model, LoraConfig())) / base
     assert 0.005 < share <= 0.01
 
@@ -123,7 +124,7 @@ def test_we_give_the_same_logits_with_an_adapter_of_peft(tmp_path: Path, peer_fo
     theirs = peft.get_peft_model(peer_model(peer_folder), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     model = fresh(peer_folder)
-    assert load_adapter(model, tmp_path / "adapter") == LoraConfig(rank=4, alpha=6.0)
+    assert load_adapter(model, tmp_path / "adapter") == LoraConfig(rank=4, alpha=6.0, targets=tuple(sorted(ALL)))
     ids = some_ids(30)
     torch.testing.assert_close(our_logits(model, ids), logits_of(theirs, ids), atol=1e-4, rtol=1e-4)
 
@@ -199,7 +200,7 @@ def test_merging_into_bf16_adds_in_fp32_and_rounds_once(peer_folder: Path) -> No
     }
     merge_lora(model)
     for name, weight in expected.items():
-        assert torch.equal(model.decoder.get_submodule(name).weight, weight)
+        assert torch.equal(model.network.get_submodule(name).weight, weight)
 
 
 def test_adapters_stay_in_fp32_on_a_bf16_base(peer_folder: Path) -> None:
@@ -232,7 +233,7 @@ def adapter(tmp_path: Path, peer_folder: Path) -> Path:
 
 
 def refused(model_folder: Path, adapter: Path) -> str:
-    with pytest.raises(ModelError) as error:
+    with pytest.raises((ModelError, ConfigError)) as error:
         load_adapter(fresh(model_folder), adapter)
     return str(error.value)
 
@@ -257,8 +258,8 @@ def test_an_adapter_of_another_base_says_which_tensors_differ(tmp_path: Path, ad
         ({"bias": "all"}, "bias is 'all'. Only 'none'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-        ({"target_modules": ["q_proj", "c_attn"]}, "target_modules has 'c_attn'. Known: q_proj, k_proj"),
-        ({"target_modules": "q_proj|v_proj"}, "target_modules has 'q_proj|v_proj'."),
+        ({"target_modules": ["q_proj", "c_attn"]}, "targets has 'c_attn'. Known: all, "),
+        ({"target_modules": "q_proj|v_proj"}, "targets has 'q_proj|v_proj'."),
         ({"target_modules": ["q_proj", "v_proj"]}, "not of this model (base_model.model.model.layers.0.mlp"),
     ],
 )
@@ -282,7 +283,25 @@ def test_a_folder_that_is_no_whole_adapter_is_refused(tmp_path: Path, peer_folde
     assert "adapter_config.json lacks 'r'." in refused(peer_folder, adapter)
 
 
-def test_part_of_a_fused_projection_is_refused_by_name(peer_folder: Path, adapter: Path) -> None:
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["k_proj", "up_proj"], ["o_proj", "v_proj"]])
+def test_part_of_a_fused_projection_takes_an_adapter_as_in_peft(
+    tmp_path: Path, peer_folder: Path, targets: list[str]
+) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = peft.get_peft_model(peer_model(peer_folder), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    model, ids = fresh(peer_folder), some_ids(30)
+    load_adapter(model, tmp_path / "adapter")
+    torch.testing.assert_close(our_logits(model, ids), logits_of(theirs, ids), atol=1e-4, rtol=1e-4)
+    save_adapter(model, tmp_path / "again", LoraConfig(rank=4, alpha=6.0, targets=tuple(targets)), base="x")
+    ours, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("again", "adapter"))
+    assert ours.keys() == found.keys()
+    assert all(torch.equal(ours[name], found[name]) for name in ours)
+    merge_lora(model)
+    torch.testing.assert_close(our_logits(model, ids), logits_of(theirs, ids), atol=1e-4, rtol=1e-4)
+
+
+def test_a_projection_that_lacks_its_tensors_is_refused_by_name(peer_folder: Path, adapter: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "k_proj" not in name}
     save_file(kept, adapter / "adapter_model.safetensors")
@@ -294,13 +313,17 @@ def test_part_of_a_fused_projection_is_refused_by_name(peer_folder: Path, adapte
     [
         ({"rank": 0}, r"rank is 0\. Use 1 or more"),
         ({"alpha": 0.0}, r"alpha is 0\.0\. Use a positive number"),
-        ({"targets": ("qkv", "head")}, r"targets has 'head'\. Known: qkv, out, gate_up, down"),
         ({"targets": ()}, r"targets is empty\. Name at least one"),
     ],
 )
 def test_settings_that_make_no_adapter_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LoraConfig(**changes)
+
+
+def test_a_linear_that_is_not_there_is_named(peer_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"targets has 'head'\. Known: all, down, down_proj, gate_proj, gate_up, "):
+        add_lora(fresh(peer_folder), LoraConfig(targets=("qkv", "head")))
 
 
 def test_a_quantised_model_takes_no_adapter(tmp_path: Path, peer_folder: Path) -> None:

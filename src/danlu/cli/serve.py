@@ -1,6 +1,6 @@
 """Serve a model over HTTP with the OpenAI API, until Ctrl-C.
 
-MODEL is a model folder or GGUF file, an alias, a stage of the latest run, or an artifact id.
+MODEL is a model folder or GGUF file, an alias, a stage of the latest run, an artifact id, or a hub id (owner/name).
 
 Examples:
   danlu serve product-copy
@@ -33,7 +33,7 @@ def command(
     """Serve a model.
 
     Args:
-        model: Model folder or GGUF file, alias, stage of the latest run, or artifact id.
+        model: Model folder or GGUF file, alias, stage of the latest run, artifact id, or hub id.
         model_name: What clients write as model; the name given as MODEL if left out.
         http: Where to listen, and limits.
         home: Where artifacts and runs are kept; default $DANLU_HOME or .danlu.

@@ -12,7 +12,8 @@ import torch
 
 from danlu.core import plugins
 from danlu.core.errors import ConfigError, nearest
-from danlu.models.load import load_model, save_model
+from danlu.models.load import load_model
+from danlu.models.save import save_model
 from danlu.text.chat import RenderedChat, conversation
 
 

@@ -98,8 +98,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or numbers and nesting beyond reason
         raise DataError(f"{path} is not JSON: {error}", "It may be damaged; make it again.") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; DataError when it is missing or holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object.", "It may be damaged; make it again.")
+    return cast("dict[str, Any]", value)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

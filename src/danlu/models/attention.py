@@ -1,178 +1,214 @@
-"""Attention: the projections, and the three ways packed tokens look at each other.
-
-``Attention`` owns weights and knows no rows. An ``Attend`` owns rows, masks and caches and knows no weights:
-
-    PackedAttend    rows laid end to end, nothing cached        training, scoring
-    PrefillAttend   new rows, laid end to end, filling a cache  reading prompts
-    DecodeAttend    one new token for each cached row           writing answers
-"""
+"""Attention layers: they own projections and know no rows; who looks at whom is an ``Attend``'s say (attend.py)."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from danlu.models.cache import KVCache
-from danlu.models.config import CoreConfig
-from danlu.models.positions import rotate
+from danlu.core.errors import ModelError
+from danlu.models.linear import FusedLinear, Linear
+from danlu.models.norms import NormConfig
+from danlu.models.positions import RotaryConfig, rotate
+from danlu.models.product import Rule
+
+Project = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Makes keys and values (M, K, E) of a memory (M, D)."""
+State = Mapping[str, Tensor]
+"""What a recurrent layer remembers of each row, by name, (B, …)."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a batch stand; made once a pass and read by every layer."""
+
+    positions: Tensor
+    """(N,) place of each token in its row."""
+    angles: Mapping[RotaryConfig, tuple[Tensor, Tensor]]
+    """Cosines and sines of those places for each kind of rotary position in the stack, (N, 1, R)."""
+    bias: Tensor | None = None
+    """Relative-position bias of the scores: (H, T, S), or (B, H, T, S) while decoding."""
 
 
 class Attend(Protocol):
-    """Lets tokens look at each other. q: (N, H, E); k, v: (N, K, E) → (N, H, E)."""
+    """Rows, masks and caches of one pass: what layers ask when tokens have to meet other tokens of their row."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule, bias: Tensor | None) -> Tensor:
+        """Tokens look at their own row. q: (N, H, E); k, v: (N, K, E) → (N, H, E)."""
+        ...
+
+    def cross(self, layer: int, q: Tensor, project: Project, rule: Rule) -> Tensor:
+        """Tokens look at the memory of their row."""
+        ...
+
+    def distances(self) -> Tensor:
+        """Place of each key minus place of each query: (T, S), or (B, T, S) while decoding."""
+        ...
+
+    def row_lengths(self) -> Tensor:
+        """How long the row of each token is, as far as it is known: (N,)."""
+        ...
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Rows side by side, padded on the right with copies of real tokens: (N, …) → (B, T, …)."""
+        ...
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """The inverse of ``spread``: (B, T, …) → (N, …)."""
+        ...
+
+    def real_tokens(self) -> Tensor | None:
+        """Which tokens of spread rows are real: bool (B, T); None for all."""
+        ...
+
+    def state(self, layer: int) -> State | None:
+        """What a recurrent layer remembers of these rows; None at their start."""
+        ...
+
+    def keep(self, layer: int, state: State) -> None:
+        """Remember this for the rows' next tokens (nothing is kept where nothing follows)."""
+        ...
 
 
-class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023). One linear makes queries, keys and values."""
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Softmax attention of one kind of layer."""
 
-    def __init__(self, config: CoreConfig, layer: int) -> None:
+    num_heads: int
+    """H: query heads."""
+    num_kv_heads: int
+    """K: key/value heads; H must be a multiple (Ainslie et al. 2023)."""
+    head_width: int
+    """E: size of one head."""
+    causal: bool = True
+    """Whether a token sees nothing after itself."""
+    window: int | None = None
+    """A token sees others fewer than this many places away; None for all."""
+    scale: float | None = None
+    """Scores are multiplied by this; None for 1 / √E."""
+    softcap: float | None = None
+    """Scores are squeezed into ± this."""
+    bias: bool = False
+    """Whether queries, keys and values shift."""
+    out_bias: bool = False
+    """Whether the output shifts."""
+    qk_norm: Literal["head", "all"] | None = None
+    """Queries and keys are normed head by head (Qwen3, Gemma 3) or over all heads at once (OLMo 2)."""
+    gated: bool = False
+    """Whether a sigmoid gate, made with the queries, scales the output (Qwen3-Next)."""
+    rotary: RotaryConfig | None = None
+    """Rotary positions."""
+    dropout: float = 0.0
+    """Share of weights dropped in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_width"):
+            if getattr(self, name) < 1:
+                raise ModelError(
+                    f"Model config: {name} is {getattr(self, name)}.", "It must be positive; is config.json whole?"
+                )
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise ModelError(f"Model config: the window is {self.window!r}.", "It must be positive, or null for none.")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"Model config: {self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads.",
+                "The first must be a multiple of the second.",
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """How queries look at keys in inference."""
+        scale = self.head_width**-0.5 if self.scale is None else self.scale
+        return Rule(causal=self.causal, window=self.window, scale=scale, softcap=self.softcap)
+
+    @property
+    def state_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Attention keeps keys and values, no state."""
+        return {}
+
+    def make(self, width: int, norm: NormConfig, layer: int) -> nn.Module:
+        """The layer for a residual stream of ``width``."""
+        return Attention(self, width, norm, layer)
+
+
+class _Attention(nn.Module):
+    """What self- and cross-attention have in common."""
+
+    def __init__(self, config: AttentionConfig, layer: int) -> None:
         super().__init__()
+        self.config = config
         self.layer = layer
-        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        self.head_width = config.head_width
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_width, bias=False)
-        self.out = nn.Linear(config.num_heads * config.head_width, config.width, bias=False)
+        self._rule = config.rule
+        self._training_rule = replace(config.rule, dropout=config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x: (N, D); cos, sin: (N, 1, E) → (N, D)."""
-        num_q, num_k, num_v = self.heads
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_width)  # (N, H+2K, E)
-        qk, v = heads.split([num_q + num_k, num_v], dim=1)
-        q, k = rotate(qk, cos, sin).split([num_q, num_k], dim=1)
-        mixed = attend(self.layer, q, k, v)  # (N, H, E)
+    @property
+    def rule(self) -> Rule:
+        return self._training_rule if self.training else self._rule
+
+
+class Attention(_Attention):
+    """Grouped-query self-attention. One linear makes queries, keys and values."""
+
+    def __init__(self, config: AttentionConfig, width: int, norm: NormConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        q_width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        parts = (2 * q_width if config.gated else q_width, kv_width, kv_width)
+        self.qkv = FusedLinear(width, parts, bias=config.bias)
+        self.out = Linear(q_width, width, bias=config.out_bias)
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "all"
+            self.q_norm = norm.make(q_width if whole else config.head_width)
+            self.k_norm = norm.make(kv_width if whole else config.head_width)
+
+    def forward(self, x: Tensor, places: Places, attend: Attend) -> Tensor:
+        """(N, D) → (N, D)."""
+        config = self.config
+        num_q, num_kv, width = config.num_heads, config.num_kv_heads, config.head_width
+        heads = self.qkv(x)
+        gate: Tensor | None = None
+        if config.gated:
+            first, rest = heads.split([2 * num_q * width, 2 * num_kv * width], dim=-1)
+            q, gate = first.view(-1, num_q, 2 * width).chunk(2, dim=-1)
+            heads = torch.cat([q, rest.view(-1, 2 * num_kv, width)], dim=1)
+        heads = heads.view(x.shape[0], -1, width)  # (N, H+2K, E)
+        qk, v = heads.split([num_q + num_kv, num_kv], dim=1)
+        if config.qk_norm is not None:
+            qk = self._normed(*qk.split([num_q, num_kv], dim=1))
+        if config.rotary is not None:
+            qk = rotate(qk, *places.angles[config.rotary])
+        q, k = qk.split([num_q, num_kv], dim=1)
+        mixed = attend(self.layer, q, k, v, self.rule, places.bias)  # (N, H, E)
+        if gate is not None:
+            mixed = mixed * torch.sigmoid(gate)
         return self.out(mixed.reshape(x.shape[0], -1))
 
-
-def row_positions(lengths: Sequence[int], shared: int = 0) -> Tensor:
-    """Positions of rows laid end to end: [2, 3] → [0, 1, 0, 1, 2]. With ``shared`` tokens before all rows, which come
-    first in the batch: 2 and [2, 1] → [0, 1, 2, 3, 2]. Shape (N,)."""
-    parts = [torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)]
-    return torch.cat(parts)
-
-
-_WORTH_SHARING = 8
-"""Fewer equal first tokens are not worth a pass of their own."""
-
-
-def shared_prefix(rows: Sequence[list[int]], longest: int | None = None) -> int:
-    """How many first tokens rows can share: equal in all, at least one token left in each, at most ``longest``."""
-    if len(rows) < 2:
-        return 0
-    low, high = min(rows), max(rows)  # the two that differ earliest, in dictionary order
-    limit = min(*(len(row) - 1 for row in rows), len(low) if longest is None else longest)
-    count = next((i for i in range(limit) if low[i] != high[i]), limit)
-    return count if count >= _WORTH_SHARING else 0
-
-
-class PackedAttend:
-    """Causal attention inside each row of a packed batch; rows never see each other.
-
-    Rows that begin with the same tokens may share them: the batch then starts with those ``shared`` tokens, computed
-    once, and ``lengths`` count what follows in each row. The result is that of every row alone.
-
-    Rows are laid side by side, padded on the right, for the product only: a causal mask already hides right padding
-    from every real token, so no mask is needed. All linears still run on the N real tokens.
-    """
-
-    def __init__(self, lengths: Sequence[int], device: torch.device | None = None, shared: int = 0) -> None:
-        self.lengths = list(lengths)
-        self.shared = shared
-        self.longest = max(self.lengths)
-        starts = list(itertools.accumulate([0, *self.lengths[:-1]]))
-        columns = torch.arange(self.longest)
-        lengths_column = torch.tensor(self.lengths).unsqueeze(1)  # (B, 1)
-        index = torch.tensor(starts).unsqueeze(1) + torch.minimum(columns, lengths_column - 1)  # (B, T)
-        real = columns < lengths_column
-        self.gather = index.flatten().to(device)  # (B·T,)
-        self.scatter = real.flatten().nonzero().squeeze(1).to(device)  # (N,)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not self.shared:
-            return self._rows(q, k, v, None, None)
-        parts = [x.split([self.shared, x.shape[0] - self.shared]) for x in (q, k, v)]
-        (q_first, q_rest), (k_first, k_rest), (v_first, v_rest) = parts
-        first = causal(q_first.unsqueeze(0), k_first.unsqueeze(0), v_first.unsqueeze(0)).squeeze(0)
-        return torch.cat([first, self._rows(q_rest, k_rest, v_rest, k_first, v_first)])
-
-    def _rows(self, q: Tensor, k: Tensor, v: Tensor, k_first: Tensor | None, v_first: Tensor | None) -> Tensor:
-        q, k, v = (self._spread(x) for x in (q, k, v))  # (B, T, heads, E)
-        if k_first is not None and v_first is not None:
-            k, v = (
-                torch.cat([first.expand(len(self.lengths), *first.shape), own], dim=1)
-                for first, own in ((k_first, k), (v_first, v))
-            )
-        return causal(q, k, v).flatten(0, 1).index_select(0, self.scatter)  # (N, H, E)
-
-    def _spread(self, x: Tensor) -> Tensor:
-        return x.index_select(0, self.gather).view(len(self.lengths), self.longest, *x.shape[1:])
-
-
-class PrefillAttend:
-    """Reads new rows into rows ``first``… of a cache, which must be empty there; ``shared`` as in PackedAttend."""
-
-    def __init__(self, cache: KVCache, first: int, lengths: Sequence[int], shared: int = 0) -> None:
-        self._packed = PackedAttend(lengths, cache.device, shared)
-        self._cache = cache
-        self._first = first
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._cache.write_rows(layer, self._first, self._packed.lengths, self._packed.shared, k, v)
-        return self._packed(layer, q, k, v)
-
-
-class DecodeAttend:
-    """One new token for each of rows 0…B-1 of a cache; ``lengths`` is how many tokens each row holds before it."""
-
-    def __init__(self, cache: KVCache, lengths: Tensor) -> None:
-        self._cache = cache
-        self._lengths = lengths
-        self._rows = torch.arange(lengths.shape[0], device=lengths.device)
-        self._span = int(lengths.max()) + 1
-        columns = torch.arange(self._span, device=lengths.device)
-        hidden = columns.unsqueeze(0) > lengths.unsqueeze(1)  # (B, S)
-        self._bias = torch.zeros(hidden.shape, dtype=cache.dtype, device=lengths.device)
-        self._bias.masked_fill_(hidden, float("-inf"))
-        self._bias = self._bias[:, None, None, :]  # (B, 1, 1, S)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Grouped matrix products, not SDPA: for one query a row SDPA is many times slower on a CPU, in bf16 above all.
-        keys, values = self._cache.append(layer, self._rows, self._lengths, k, v, self._span)  # (B, K, S, E)
-        rows, num_kv = k.shape[0], k.shape[1]
-        grouped = q.view(rows, num_kv, -1, q.shape[-1]).to(keys.dtype)  # (B, K, H/K, E)
-        scores = torch.matmul(grouped * grouped.shape[-1] ** -0.5, keys.transpose(-1, -2))  # (B, K, H/K, S)
-        weights = torch.softmax(scores + self._bias, dim=-1)
-        return torch.matmul(weights, values).reshape(q.shape).to(q.dtype)
-
-
-_LONGEST_PRODUCT = 512
-"""Rows up to here attend through plain matrix products. For short rows these beat SDPA's CPU kernel about four times
-(bf16, forward and backward); beyond, the (T, T) table costs more memory than it saves time."""
-
-
-def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention; the last query stands at the last key. q: (B, T, H, E); k, v: (B, S, K, E) → (B, T, H, E)."""
-    rows, length, num_q, width = q.shape
-    span, num_kv = k.shape[1], k.shape[2]
-    if max(length, span) > _LONGEST_PRODUCT or q.device.type != "cpu":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, E)
-        if span == length:
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    def _normed(self, q: Tensor, k: Tensor) -> Tensor:
+        if self.config.qk_norm == "all":
+            q, k = self.q_norm(q.flatten(1)).view_as(q), self.k_norm(k.flatten(1)).view_as(k)
         else:
-            seen = torch.ones(length, span, dtype=torch.bool, device=q.device).tril_(span - length)
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
-        return mixed.transpose(1, 2)
-    group = num_q // num_kv
-    queries = q.reshape(rows, length, num_kv, group, width).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, E)
-    queries = queries.reshape(rows * num_kv, group * length, width)
-    keys = k.permute(0, 2, 3, 1).reshape(rows * num_kv, width, span)  # (B·K, E, S)
-    values = v.permute(0, 2, 1, 3).reshape(rows * num_kv, span, width)  # (B·K, S, E)
-    later = torch.full((length, span), float("-inf")).triu_(1 + span - length)
-    scores = torch.bmm(queries, keys).view(-1, group, length, span).float() * width**-0.5 + later
-    weights = torch.softmax(scores, dim=-1).to(q.dtype).view(rows * num_kv, group * length, span)
-    mixed = torch.bmm(weights, values).view(rows, num_kv, group, length, width)
-    return mixed.permute(0, 3, 1, 2, 4).reshape(q.shape)  # (B, T, H, E)
+            q, k = self.q_norm(q), self.k_norm(k)
+        return torch.cat([q, k], dim=1)
+
+
+class CrossAttention(_Attention):
+    """Attention to the memory an encoder left: queries from here, keys and values from there."""
+
+    def __init__(self, config: AttentionConfig, width: int, layer: int) -> None:
+        super().__init__(config, layer)
+        q_width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.q = Linear(width, q_width, bias=config.bias)
+        self.kv = FusedLinear(width, (kv_width, kv_width), bias=config.bias)
+        self.out = Linear(q_width, width, bias=config.out_bias)
+
+    def forward(self, x: Tensor, places: Places, attend: Attend) -> Tensor:
+        """(N, D) → (N, D)."""
+        q = self.q(x).view(x.shape[0], self.config.num_heads, -1)
+        return self.out(attend.cross(self.layer, q, self._keys_values, self.rule).reshape(x.shape[0], -1))
+
+    def _keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, D) → keys and values (M, K, E)."""
+        k, v = self.kv(memory).view(memory.shape[0], 2, self.config.num_kv_heads, -1).unbind(dim=1)
+        return k, v

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from danlu.models.attention import PackedAttend, row_positions, shared_prefix
-from danlu.models.heads.lm import Decoder
+from danlu.models.attend import PackedAttend, row_positions, shared_prefix
+from danlu.models.network import Network
 from danlu.text.chat import RenderedChat
 
 
@@ -56,14 +56,14 @@ def collate(rows: Sequence[RenderedChat]) -> PackedBatch:
     )
 
 
-def summed_loss(decoder: Decoder, batch: PackedBatch) -> Tensor:
+def summed_loss(network: Network, batch: PackedBatch) -> Tensor:
     """Cross-entropy in nats, summed over the supervised tokens: a scalar to divide by their global number.
 
     Logits are made for supervised positions only; the head is the largest product of a small model.
     """
-    device = decoder.stack.norm.weight.device
+    device = network.device
     positions = row_positions(batch.lengths, batch.shared).to(device)
     attend = PackedAttend(batch.lengths, device, batch.shared)
-    hidden = decoder(batch.ids.to(device), positions, attend)  # (N, D)
-    logits = decoder.logits(hidden.index_select(0, batch.predicts.to(device)))  # (M, V)
+    hidden = network(batch.ids.to(device), positions, attend)  # (N, D)
+    logits = network.logits(hidden.index_select(0, batch.predicts.to(device)))  # (M, V)
     return nn.functional.cross_entropy(logits.float(), batch.targets.to(device), reduction="sum")

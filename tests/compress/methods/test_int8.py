@@ -8,9 +8,11 @@ from safetensors.torch import load_file, save_file
 from danlu.compress.methods import int8
 from danlu.compress.quantize import QuantizeConfig, quantize
 from danlu.core.records import GenerateOptions
-from danlu.models.config import CoreConfig
-from danlu.models.generate import ReferenceModel
-from danlu.models.load import Model, load_model
+from danlu.models.archs.llama import plugin as llama
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.model import Model
+from danlu.models.network import ModelConfig
 from danlu.text.chat import RenderedChat
 from tests.tiny import shop_rows, write_tiny
 
@@ -55,19 +57,21 @@ def ids_of(model: Model) -> torch.Tensor:
 def divergence(model: Model, other: Model) -> float:
     """Mean Kullback-Leibler divergence of the next-token distributions, in nats."""
     ids = ids_of(model)
-    exact, rounded = (torch.log_softmax(ReferenceModel(m).logits(ids), dim=-1) for m in (model, other))
+    exact, rounded = (torch.log_softmax(LoadedModel(m).logits(ids), dim=-1) for m in (model, other))
     return float((exact.exp() * (exact - rounded)).sum(dim=-1).mean())
 
 
 @TIED
 def test_smoothing_alone_changes_no_logits(tmp_path: Path, is_tied: bool) -> None:
     model = load_model(write_model(tmp_path / "m", is_tied, loud=30.0), precision="fp32")
-    before = ReferenceModel(model).logits(ids_of(model))
+    before = LoadedModel(model).logits(ids_of(model))
     rendered = [model.chat.render(r["messages"], add_generation_prompt=False) for r in conversations()]
-    columns = int8._smooth(model, int8._peaks(model.decoder, rendered))
-    assert (columns != 1).any() == is_tied
-    model.decoder.embedding.register_forward_hook(lambda _, __, out: out * columns)
-    after = ReferenceModel(model).logits(ids_of(model))
+    columns = int8._smooth(model.network, int8._peaks(model.network, rendered))
+    assert (columns is not None) == is_tied
+    if columns is not None:
+        assert (columns != 1).any()
+        model.network.embedding.register_forward_hook(lambda _, __, out: out * columns)
+    after = LoadedModel(model).logits(ids_of(model))
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
 
 
@@ -87,7 +91,7 @@ def test_calibration_brings_the_predictions_closer(tmp_path: Path, is_tied: bool
 @TIED
 def test_a_row_is_answered_the_same_in_any_batch(tmp_path: Path, is_tied: bool) -> None:
     quantize(write_model(tmp_path / "m", is_tied), tmp_path / "q", QuantizeConfig(), conversations())
-    model = ReferenceModel(load_model(tmp_path / "q", precision="fp32"))
+    model = LoadedModel(load_model(tmp_path / "q", precision="fp32"))
     prompts = ["The navy", "A soft black cotton dress has pockets and", "x"]
     options = GenerateOptions(max_tokens=16)
     assert model.generate(prompts, options) == [model.generate([prompt], options)[0] for prompt in prompts]
@@ -107,25 +111,25 @@ def test_every_matrix_is_stored_in_one_byte_a_weight(tmp_path: Path, is_tied: bo
     assert ("lm_head.weight" in stored) != is_tied
 
 
-def quantized_bytes(config: CoreConfig) -> int:
+def quantized_bytes(config: ModelConfig) -> int:
     """One byte a weight and four bytes a row of every matrix; four bytes for every other number."""
-    width, heads = config.width, config.num_heads * config.head_width
-    keys = config.num_kv_heads * config.head_width
-    layer = [(heads + 2 * keys, width), (width, heads), (2 * config.feedforward_width, width)]
-    matrices = config.num_layers * [*layer, (width, config.feedforward_width)]
-    matrices += [(config.vocabulary_size, width)] * (1 if config.tied_head else 2)
-    norms = (2 * config.num_layers + 1) * width
-    return sum(rows * columns + 4 * rows for rows, columns in matrices) + 4 * norms + 4 * width
+    with torch.device("meta"):
+        weights = list(config.make().parameters())
+    stored = sum(w.numel() + 4 * w.shape[0] if w.dim() == 2 else 4 * w.numel() for w in weights)
+    return stored + 4 * config.width  # what an embedding undoes, a number a column
+
+
+SMOLLM2 = {
+    "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
+"""config.json of SmolLM2-135M, as far as its size goes."""
 
 
 def test_the_real_model_shrinks_to_at_most_27_percent() -> None:
-    """The shape of SmolLM2-135M."""
-    config = CoreConfig(
-        vocabulary_size=49_152, width=576, num_layers=30, num_heads=9, num_kv_heads=3, head_width=64,
-        feedforward_width=1536, context_length=8192,
-    )  # fmt: skip
     names = 30 * 14 * 200
-    assert (quantized_bytes(config) + names) / (4 * 134_515_008) <= 0.27
+    assert (quantized_bytes(llama.read_config(SMOLLM2)) + names) / (4 * 134_515_008) <= 0.27
 
 
 def test_the_report_names_the_worst_matrix(tmp_path: Path, tiny_folder: Path) -> None:

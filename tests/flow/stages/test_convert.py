@@ -14,8 +14,8 @@ from danlu.core.errors import ModelError
 from danlu.core.records import GenerateOptions
 from danlu.flow.stages.convert import find_model
 from danlu.lineage.store import Artifact
-from danlu.models.generate import ReferenceModel
 from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
 from tests.tiny import FEEDFORWARD, HEADS, KV_HEADS, LAYERS, TEMPLATE, WIDTH, make_tokenizer, make_weights
 
 Convert = Callable[[Path], Artifact]
@@ -109,12 +109,12 @@ def test_a_gguf_file_becomes_the_same_model(convert: Convert, tmp_path: Path) ->
     folder = convert(path).path
     ours = load_file(folder / "model.safetensors")
     assert all(torch.equal(ours[name], weight) for name, weight in weights.items())
-    model = ReferenceModel(load_model(folder, precision="fp32"))
+    model = LoadedModel(load_model(folder, precision="fp32"))
     text = "The navy silk dress. 蓝色 <|im_end|>\n  1234"
     assert model.model.chat.tokenizer.decode(model.model.chat.tokenizer.encode(text)) == text
     prompt = [{"role": "user", "content": "Navy silk dress"}]
     answers = [
-        ReferenceModel(load_model(p, precision="fp32")).generate([prompt], GenerateOptions(max_tokens=30))  # pyright: ignore[reportArgumentType]
+        LoadedModel(load_model(p, precision="fp32")).generate([prompt], GenerateOptions(max_tokens=30))  # pyright: ignore[reportArgumentType]
         for p in (folder, path)
     ]
     assert answers[0] == answers[1]

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from danlu.core.errors import ConfigError, DanluError, OverloadedError, RequestError
+from danlu.core.errors import ConfigError, DanluError, ModelError, OverloadedError, RequestError
 from danlu.core.records import Completion, Delta, GenerateOptions, Prompt
-from danlu.models.generate import ReferenceModel
-from danlu.models.load import Model, load_model
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.model import Model
 from danlu.serve.engine.engine import Engine, EngineConfig
+from tests.models.cases.seq2seq import CASES
 from tests.tiny import shop_rows, write_tiny
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(30)]
@@ -53,7 +55,7 @@ def model(tiny_folder: Path, one_thread: None) -> Model:
 @pytest.fixture(scope="module")
 def reference(model: Model) -> list[Completion]:
     """Every prompt alone, through the simplest sampler."""
-    return [ReferenceModel(model).generate([prompt], GenerateOptions(max_tokens=40))[0] for prompt in PROMPTS]
+    return [LoadedModel(model).generate([prompt], GenerateOptions(max_tokens=40))[0] for prompt in PROMPTS]
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_a_small_prefill_budget_and_cache_change_no_answer(
 
 def test_a_cache_that_grows_in_rows_and_tokens_changes_no_answer(start: Callable[..., Engine], model: Model) -> None:
     options = GenerateOptions(max_tokens=300)  # the cache begins with one row of 256 tokens
-    alone = [ReferenceModel(model).generate([prompt], options)[0] for prompt in PROMPTS[:5]]
+    alone = [LoadedModel(model).generate([prompt], options)[0] for prompt in PROMPTS[:5]]
     assert max(a.usage.prompt_tokens + a.usage.completion_tokens for a in alone) > 256
     engine, listeners = start(max_rows=5), [Listener() for _ in range(5)]
     for prompt, listener in zip(PROMPTS, listeners, strict=False):
@@ -146,7 +148,7 @@ def test_rows_that_join_and_leave_in_the_middle_change_no_other_answer(
 ) -> None:
     lengths = [3, 60, 1, 25, 2, 80, 7, 40, 1, 12]  # rows finish in the middle, so others move into their place
     alone = [
-        ReferenceModel(model).generate([prompt], GenerateOptions(max_tokens=length))[0].text
+        LoadedModel(model).generate([prompt], GenerateOptions(max_tokens=length))[0].text
         for prompt, length in zip(PROMPTS, lengths, strict=False)
     ]
     engine, listeners = start(max_rows=4), [Listener() for _ in lengths]
@@ -160,7 +162,7 @@ def test_rows_that_join_and_leave_in_the_middle_change_no_other_answer(
 
 def test_seeded_sampling_does_not_depend_on_the_batch(start: Callable[..., Engine], model: Model) -> None:
     options = GenerateOptions(max_tokens=30, temperature=0.9, top_p=0.95, top_k=50, seed=7)
-    alone = [ReferenceModel(model).generate([prompt], options)[0] for prompt in PROMPTS]
+    alone = [LoadedModel(model).generate([prompt], options)[0] for prompt in PROMPTS]
     assert start(max_rows=8).generate(PROMPTS, options) == alone
     assert start(max_rows=3).generate(PROMPTS, options) == alone
     other = GenerateOptions(max_tokens=30, temperature=0.9, top_p=0.95, top_k=50, seed=8)
@@ -233,7 +235,7 @@ def test_an_answer_that_fills_the_context_ends_with_length(tmp_path: Path) -> No
         answers = engine.generate(prompts, GenerateOptions(max_tokens=1000))
         assert [(a.finish_reason, a.usage.prompt_tokens) for a in answers] == [("length", size) for size in sizes]
         assert [a.usage.prompt_tokens + a.usage.completion_tokens for a in answers] == [48] * 4
-        assert answers == ReferenceModel(model).generate(prompts, GenerateOptions(max_tokens=1000))
+        assert answers == LoadedModel(model).generate(prompts, GenerateOptions(max_tokens=1000))
         with pytest.raises(RequestError, match=r"The prompt has 48 tokens; the model's context is 48") as caught:
             engine.generate(["x" * 48])
         assert caught.value.code == "context_length_exceeded"
@@ -366,7 +368,7 @@ def test_a_running_request_that_is_cancelled_ends_with_abort_and_frees_its_row(
     assert isinstance(last, Delta)
     assert last.usage is not None
     assert last.usage.completion_tokens < 400
-    whole = ReferenceModel(model).generate([PROMPTS[4]], LONG)[0].text
+    whole = LoadedModel(model).generate([PROMPTS[4]], LONG)[0].text
     assert whole.startswith(listener.text().rstrip("\ufffd"))
     assert other.reason() == "length"
     ticket.cancel()  # does nothing any more
@@ -414,7 +416,7 @@ def test_stopping_lets_answers_finish_within_the_drain_and_takes_no_more(
         engine.submit(prompt, options, listener)
     engine.stop(drain_s=10)
     assert [listener.text() for listener in listeners] == [
-        ReferenceModel(model).generate([prompt], options)[0].text for prompt in PROMPTS[:4]
+        LoadedModel(model).generate([prompt], options)[0].text for prompt in PROMPTS[:4]
     ]
     assert not engine.status().is_ready
     with pytest.raises(RequestError, match=r"The engine is stopping\. Try again soon") as caught:
@@ -515,7 +517,7 @@ def test_a_listener_that_raises_hurts_no_other_request(
     engine.submit(PROMPTS[5], GenerateOptions(max_tokens=20), good)
     engine.submit(PROMPTS[6], LONG, broken).cancel()
     assert good.reason() == "length"
-    assert good.text() == ReferenceModel(model).generate([PROMPTS[5]], GenerateOptions(max_tokens=20))[0].text
+    assert good.text() == LoadedModel(model).generate([PROMPTS[5]], GenerateOptions(max_tokens=20))[0].text
     assert eventually(lambda: is_idle(engine))
     assert engine.status().is_ready
     assert "a listener of the engine failed" in caplog.text
@@ -586,3 +588,55 @@ def test_the_status_counts_tokens_and_steps(start: Callable[..., Engine], model:
     assert status.generated_tokens == 32
     steps = status.steps_by_batch_size
     assert sum(size * count for size, count in steps.items()) == 32 - 4  # reading a prompt gives the first token
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_penalties_bias_and_log_probabilities_are_those_of_the_reference(
+    model: Model, start: Callable[..., Engine]
+) -> None:
+    options = GenerateOptions(
+        max_tokens=12, repetition_penalty=1.3, presence_penalty=0.4, no_repeat_ngram_size=2, logit_bias={14: -100.0},
+        min_tokens=3, logprobs=2,
+    )  # fmt: skip
+    answers = start(max_rows=4).generate(PROMPTS[:8], options)
+    expected = LoadedModel(model).generate(PROMPTS[:8], options)
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+    for answer, other in zip(answers, expected, strict=True):
+        ours, theirs = ([item.logprob for item in one.logprobs] for one in (answer, other))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_streams_log_probabilities_are_told_with_its_tokens(start: Callable[..., Engine]) -> None:
+    options = GenerateOptions(max_tokens=9, logprobs=0)
+    engine = start()
+    (answer,) = engine.generate(PROMPTS[:1], options)
+    told = [item for delta in engine.stream(PROMPTS[0], options) for item in delta.logprobs]
+    assert [item.token_id for item in told] == list(answer.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (GenerateOptions(n=2), "n is 2"),
+        (GenerateOptions(num_beams=3), "num_beams is 3"),
+        (GenerateOptions(lookup_tokens=4), "lookup_tokens is 4"),
+        (GenerateOptions(penalty_alpha=0.5, top_k=4), r"penalty_alpha is 0\.5"),
+    ],
+)
+def test_ways_to_write_that_the_engine_does_not_have_are_refused(
+    options: GenerateOptions, name: str, start: Callable[..., Engine]
+) -> None:
+    with pytest.raises(RequestError, match=f"{name}; the engine has only") as error:
+        start().generate(PROMPTS[:1], options)
+    assert error.value.param == name.split()[0]
+
+
+def test_models_that_are_no_decoders_are_refused(tmp_path: Path) -> None:
+    CASES["t5"].make().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match="The engine serves decoders; this model reads a source and writes a target"):
+        Engine(load_model(tmp_path / "t5", precision="fp32"))
+    CASES["t5-encoder"].make().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="This model writes no text: it has no head"):
+        Engine(load_model(tmp_path / "encoder", precision="fp32"))

@@ -13,8 +13,9 @@ import torch
 from danlu.core.errors import ConfigError, DataError, TrainError
 from danlu.core.events import Events
 from danlu.core.records import GenerateOptions
-from danlu.models.generate import ReferenceModel
-from danlu.models.load import Model, load_model
+from danlu.models.load import load_model
+from danlu.models.loaded import LoadedModel
+from danlu.models.model import Model
 from danlu.text.chat import ChatFormat
 from danlu.train.checkpoint import load_checkpoint
 from danlu.train.lora import LoraConfig, lora_state, save_adapter
@@ -60,7 +61,7 @@ def test_four_rows_are_learnt_by_heart(tiny_folder: Path, tmp_path: Path) -> Non
     )
     assert metrics["first_loss"] > 3
     assert metrics["last_loss"] < 0.25
-    answers = ReferenceModel(model).generate([row["messages"][:1] for row in rows], GenerateOptions(max_tokens=60))
+    answers = LoadedModel(model).generate([row["messages"][:1] for row in rows], GenerateOptions(max_tokens=60))
     assert [answer.text for answer in answers] == [row["messages"][1]["content"] for row in rows]
     assert {answer.finish_reason for answer in answers} == {"stop"}
 
@@ -236,7 +237,7 @@ def test_killed_twice_it_ends_with_the_same_bytes(
 def poison(model: Model, calls: set[int]) -> None:
     """Make the head's output NaN in these calls of it (counted from 1)."""
     counter = itertools.count(1)
-    model.decoder.head.register_forward_hook(lambda _, __, out: out * float("nan") if next(counter) in calls else out)
+    model.network.head.register_forward_hook(lambda _, __, out: out * float("nan") if next(counter) in calls else out)
 
 
 def test_a_step_without_a_gradient_is_skipped_and_counted(tiny_folder: Path, tmp_path: Path) -> None:

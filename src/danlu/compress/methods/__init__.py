@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from danlu.models.load import Model
+from danlu.models.model import Model
 from danlu.text.chat import RenderedChat
 
 

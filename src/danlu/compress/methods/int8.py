@@ -19,16 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from danlu.core.errors import ModelError
-from danlu.models.attention import PackedAttend, row_positions
-from danlu.models.block import Block
-from danlu.models.heads.lm import Decoder
-from danlu.models.load import Model, set_layer, tie_head
-from danlu.models.quant import Int8Embedding, Int8Linear, quantize_rows
+from danlu.models.attention import Attention, CrossAttention
+from danlu.models.block import Branch
+from danlu.models.feedforward import FeedForward, GatedFeedForward
+from danlu.models.heads.lm import LMHead
+from danlu.models.model import Model, set_layer
+from danlu.models.network import Network
+from danlu.models.norms import RMSNorm
+from danlu.models.quant import can_quantize, int8_layer, quantize_rows
 from danlu.text.chat import RenderedChat
 
 _STRENGTH = 0.5
 """α: how much of the difficulty moves from activations to weights."""
 _BATCH_TOKENS = 2048
+_READERS = {Attention: "qkv", CrossAttention: "q", GatedFeedForward: "gate_up", FeedForward: "up"}
+"""The linear of each kind of layer that reads the norm before it."""
 
 
 class Int8:
@@ -40,23 +45,17 @@ class Int8:
         """Replace the layers; returns signal-to-noise ratios in dB of the weights."""
         if model.scheme is not None:
             raise ModelError(f"The model is already quantised ({model.scheme}).", "Start from plain weights.")
-        decoder = model.decoder
-        column_scale = torch.ones(model.config.width)
-        if calibration:
-            column_scale = _smooth(model, _peaks(decoder, calibration))
+        network = model.network
+        columns = _smooth(network, _peaks(network, calibration)) if calibration else None
         ratios: dict[str, float] = {}
-        for name, linear in [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
-            if name != "head" or not model.config.tied_head:
-                weight, scale = quantize_rows(linear.weight)
-                ratios[name] = _snr_db(linear.weight, weight, scale)
-                set_layer(decoder, name, Int8Linear(weight, scale))
-        table = decoder.embedding.weight
-        weight, scale = quantize_rows(table)
-        ratios["embedding"] = _snr_db(table, weight, scale)
-        embedding = Int8Embedding(weight, scale, column_scale, table.dtype)
-        decoder.embedding = embedding  # pyright: ignore[reportAttributeAccessIssue]
-        if model.config.tied_head:
-            tie_head(decoder)
+        for name, layer in [(n, m) for n, m in network.named_modules() if can_quantize(m)]:
+            if name == "head.linear" and model.config.is_tied:
+                continue  # reads the embedding's rows
+            weight, scale = quantize_rows(layer.weight)  # pyright: ignore[reportArgumentType]
+            ratios[name] = _snr_db(layer.weight, weight, scale)  # pyright: ignore[reportArgumentType]
+            own = columns if name == "embedding.tokens" else None
+            set_layer(network, name, int8_layer(layer, weight, scale, model.activation_dtype, own))
+        network.tie()
         model.scheme = self.scheme
         worst = min(ratios, key=lambda name: ratios[name])
         return {
@@ -68,7 +67,7 @@ class Int8:
 
 
 @torch.inference_mode()
-def _peaks(decoder: Decoder, rows: Sequence[RenderedChat]) -> dict[str, Tensor]:
+def _peaks(network: Network, rows: Sequence[RenderedChat]) -> dict[str, Tensor]:
     """Largest absolute input of every linear, per channel, over the calibration rows: name → (D,)."""
     peaks: dict[str, Tensor] = {}
 
@@ -79,11 +78,11 @@ def _peaks(decoder: Decoder, rows: Sequence[RenderedChat]) -> dict[str, Tensor]:
 
         return see
 
-    hooks = [m.register_forward_pre_hook(watch(n)) for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     for batch in _batches(rows):
         lengths = [len(row.ids) for row in batch]
         ids = torch.tensor([i for row in batch for i in row.ids])
-        decoder.logits(decoder(ids, row_positions(lengths), PackedAttend(lengths)))
+        network.logits(network.rows(ids, lengths))
     for hook in hooks:
         hook.remove()
     return {name: peak.clone() for name, peak in peaks.items()}
@@ -100,26 +99,41 @@ def _batches(rows: Sequence[RenderedChat]) -> list[list[RenderedChat]]:
 
 
 @torch.no_grad()
-def _smooth(model: Model, peaks: dict[str, Tensor]) -> Tensor:
-    """Move scale from activations to the weights that read them; returns what the embedding has to undo: (D,)."""
-    decoder = model.decoder
-    for layer, block in enumerate(decoder.stack.blocks):
-        assert isinstance(block, Block)
-        stem = f"stack.blocks.{layer}"
-        factor = _factor(peaks[f"{stem}.attention.qkv"], block.attention.qkv.weight)
-        block.attention_norm.weight.div_(factor)
-        block.attention.qkv.weight.mul_(factor)
-        factor = _factor(peaks[f"{stem}.feedforward.gate_up"], block.feedforward.gate_up.weight)
-        block.feedforward_norm.weight.div_(factor)
-        block.feedforward.gate_up.weight.mul_(factor)
-        factor = _factor(peaks[f"{stem}.feedforward.down"], block.feedforward.down.weight)
-        up_rows = block.feedforward.gate_up.weight[model.config.feedforward_width :]
-        up_rows.div_(factor.unsqueeze(1))
-        block.feedforward.down.weight.mul_(factor)
-    factor = _factor(peaks["head"], decoder.head.weight)
-    decoder.stack.norm.weight.div_(factor)
-    decoder.head.weight.mul_(factor)
-    return 1.0 / factor if model.config.tied_head else torch.ones_like(factor)
+def _smooth(network: Network, peaks: dict[str, Tensor]) -> Tensor | None:
+    """Move scale from activations to the weights that read them; returns what a tied embedding has to undo: (D,)."""
+    for name, branch in network.named_modules():
+        if not isinstance(branch, Branch):
+            continue
+        inner = branch.inner
+        reader = _READERS.get(type(inner))
+        if branch.input_norm is not None and reader is not None:
+            _move(branch.input_norm, inner.get_submodule(reader), peaks[f"{name}.inner.{reader}"])
+        if isinstance(inner, GatedFeedForward):
+            factor = _factor(peaks[f"{name}.inner.down"], inner.down.weight)
+            half = inner.gate_up.parts[0]
+            inner.gate_up.weight[half:].div_(factor.unsqueeze(1))
+            if inner.gate_up.bias is not None:
+                inner.gate_up.bias[half:].div_(factor)
+            inner.down.weight.mul_(factor)
+    head, norm = network.head, network.stack.norm
+    if not isinstance(head, LMHead) or head.transform is not None or norm is None:
+        return None
+    factor = _move(norm, head.linear, peaks["head.linear"])
+    return 1.0 / factor if network.config.is_tied else None
+
+
+def _move(norm: nn.Module, linear: nn.Module, peak: Tensor) -> Tensor:
+    """Scale a norm's output down and the weights that read it up; returns the factor."""
+    assert isinstance(linear, nn.Linear)
+    factor = _factor(peak, linear.weight)
+    if isinstance(norm, RMSNorm) and norm.unit_offset:
+        norm.weight.add_(1.0).div_(factor).sub_(1.0)
+    else:
+        norm.weight.div_(factor)  # pyright: ignore[reportCallIssue]
+        if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
+            norm.bias.div_(factor)
+    linear.weight.mul_(factor)
+    return factor
 
 
 def _factor(peak: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 from danlu.core.errors import ModelError
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
-from danlu.models.load import load_model, save_model
+from danlu.models.load import load_model
+from danlu.models.save import save_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Evaluate(RecipeStage[EvaluateStageConfig]):
     def run(self, config: EvaluateStageConfig, context: StageContext) -> dict[str, Any]:
         folder = context.inputs["model"]
         rows = read_jsonl(context.inputs["data"] / config.evaluate.rows)
-        with Engine(load_model(folder), config=config.engine) as engine:
+        with Engine(load_model(folder, is_packed=True), config=config.engine) as engine:
             metrics = evaluate(engine, rows, config.evaluate, context.output, context.events)
         return {**metrics, "size_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors"))}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
-from danlu.models.load import load_model, save_model
+from danlu.models.load import load_model
+from danlu.models.save import save_model
 from danlu.train.lora import load_adapter, merge_lora
 
 

@@ -54,7 +54,7 @@ def serve_model(path: Path, config: ServeConfig, events: Events) -> None:
     """Load the model at ``path`` and serve it until SIGINT or SIGTERM."""
     sock = reserve_port(config.http.host, config.http.port)
     try:
-        engine = Engine(load_model(path), config.model_name, config.engine)
+        engine = Engine(load_model(path, is_packed=True), config.model_name, config.engine)
     except BaseException:
         sock.close()
         raise

@@ -1,34 +1,56 @@
-"""The language-model head and the decoder it makes with tokens and a stack."""
+"""The language-model head: a logit for each token of the vocabulary."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
-from danlu.models.attention import Attend
-from danlu.models.block import Stack
-from danlu.models.config import CoreConfig
-from danlu.models.inputs.tokens import TokenEmbedding
+from danlu.models.linear import Linear
+from danlu.models.transform import Transform, TransformConfig
 
 
-class Decoder(nn.Module):
-    """Tokens → stack → next-token logits. A tied head reads the embedding's own weights."""
+@dataclass(frozen=True, kw_only=True)
+class LMHeadConfig:
+    """How hidden states become logits."""
 
-    def __init__(self, config: CoreConfig) -> None:
+    vocabulary_size: int
+    """V: rows of the head."""
+    tied: bool = True
+    """Whether it reads the token embedding's own weights."""
+    bias: bool = False
+    """Whether logits shift."""
+    transform: TransformConfig | None = None
+    """What is done to hidden states first (masked language models)."""
+    scale: float = 1.0
+    """Hidden states are multiplied by this first (T5)."""
+    softcap: float | None = None
+    """Logits are squeezed into ± this (Gemma 2)."""
+
+    def make(self, width: int) -> LMHead:
+        """The head of a stack of ``width``."""
+        return LMHead(self, width)
+
+
+class LMHead(nn.Module):
+    """Hidden states in, next-token (or masked-token) logits out."""
+
+    def __init__(self, config: LMHeadConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config.vocabulary_size, config.width)
-        self.stack = Stack(config)
-        self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
-        if config.tied_head:
-            self.head.weight = self.embedding.weight
+        self.transform = None if config.transform is None else Transform(config.transform, width)
+        self.linear = Linear(width, config.vocabulary_size, bias=config.bias)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """ids, positions: (N,) → hidden states (N, D)."""
-        return self.stack(self.embedding(ids), positions, attend)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(M, D) → (M, V). Give it only the positions whose prediction is wanted: it is the largest product."""
+        config = self.config
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        if config.scale != 1.0:
+            hidden = hidden * config.scale
+        logits = self.linear(hidden)
+        return logits if config.softcap is None else config.softcap * torch.tanh(logits / config.softcap)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(M, D) → (M, V). Give it only the positions whose prediction is wanted: the head is the largest product."""
-        return self.head(hidden)
 
-
-plugin = Decoder
+plugin = LMHeadConfig

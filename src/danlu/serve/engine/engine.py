@@ -12,15 +12,17 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from danlu.core.errors import ConfigError, DanluError, OverloadedError, RequestError
+from danlu.core.errors import ConfigError, DanluError, ModelError, OverloadedError, RequestError
 from danlu.core.records import Completion, Delta, GenerateOptions, OnAdvance, Prompt, Score
-from danlu.models.generate import Writing, score_texts
-from danlu.models.load import Model
+from danlu.models.generate import check_writes, score
+from danlu.models.model import Model
+from danlu.models.network import EncoderDecoder
+from danlu.models.writing import Writing
 from danlu.serve.engine.request import EngineStatus, OnEvent
 from danlu.serve.engine.runner import Runner
 
@@ -75,6 +77,12 @@ class Engine:
     """A model being served. Every public method may be called from any thread."""
 
     def __init__(self, model: Model, name: str = "model", config: EngineConfig | None = None) -> None:
+        check_writes(model)
+        if isinstance(model.network, EncoderDecoder):
+            raise ModelError(
+                "The engine serves decoders; this model reads a source and writes a target.",
+                "Use danlu.load(…).generate.",
+            )
         self.name = name
         self.context_length = model.config.context_length
         self._model = model
@@ -96,7 +104,14 @@ class Engine:
 
     def submit(self, prompt: Prompt | Sequence[int], options: GenerateOptions, on_event: OnEvent) -> EngineTicket:
         """Queue a prompt (text, conversation or token ids) and return at once; see ``ServingEngine.submit``."""
-        writing = Writing(self._prompt_ids(prompt), options, self._model.chat.tokenizer, self.context_length)
+        _check(options)
+        writing = Writing(
+            self._prompt_ids(prompt),
+            options,
+            self._model.chat.tokenizer,
+            self.context_length,
+            defaults=self._model.generation,
+        )
         ticket = EngineTicket(writing, on_event)
         with self._wake:
             if self._is_draining or self._failures >= _MAX_FAILURES:
@@ -210,7 +225,7 @@ class Engine:
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Score]:
         """Log-likelihood of each continuation after its prompt."""
-        return score_texts(self._model, prompts, continuations)
+        return score(self._model, prompts, continuations)
 
     # the engine's own thread
 
@@ -280,7 +295,7 @@ class Engine:
             ticket = self._running[writing]
             if delta.finish_reason is not None:
                 del self._running[writing]
-            if delta.text or delta.finish_reason is not None:
+            if delta.text or delta.logprobs or delta.finish_reason is not None:
                 ticket.tell(delta)
 
     def _fail(self, error: Exception) -> None:
@@ -306,6 +321,19 @@ class Engine:
         self._runner.clear()
         for ticket in left:
             ticket.tell(ticket.writing.abort())
+
+
+_ONLY: Mapping[str, float] = {"n": 1, "num_beams": 1, "lookup_tokens": 0, "penalty_alpha": 0.0}
+
+
+def _check(options: GenerateOptions) -> None:
+    """The engine writes one answer a request, token by token."""
+    for name, value in _ONLY.items():
+        if getattr(options, name) != value:
+            raise RequestError(
+                f"{name} is {getattr(options, name)}; the engine has only {value}.",
+                "Leave it out, or use danlu.load(…).generate.", param=name,
+            )  # fmt: skip
 
 
 def _forward(events: queue.SimpleQueue[tuple[int, Delta | DanluError]], index: int) -> OnEvent:

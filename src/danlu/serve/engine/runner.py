@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from danlu.models.attention import DecodeAttend
+from danlu.models.attend import DecodeAttend
 from danlu.models.cache import KVCache
-from danlu.models.generate import Writing, pick_tokens, read_prompts
-from danlu.models.load import Model
+from danlu.models.decoding import read_prompts
+from danlu.models.model import Model
+from danlu.models.sampling import pick_tokens
+from danlu.models.writing import Writing
 
 _CACHE_STEP = 256
 """The cache grows by this many tokens a row."""
@@ -24,7 +26,7 @@ class Runner:
 
     def __init__(self, model: Model, max_rows: int, cache_tokens: int) -> None:
         self._model = model
-        self._device = model.decoder.stack.norm.weight.device
+        self._device = model.device
         self._max_rows = max_rows
         self._cache_tokens = cache_tokens
         self._cache: KVCache | None = None
@@ -46,7 +48,7 @@ class Runner:
         """Read their prompts in one packed pass; returns their first tokens. They become the last rows."""
         first = len(self.rows)
         cache = self._cache_for([*self.rows, *newcomers])
-        hidden = read_prompts(self._model.decoder, [w.prompt_ids for w in newcomers], cache, first)
+        hidden = read_prompts(self._model.network, [w.prompt_ids for w in newcomers], cache, first)
         self.rows += newcomers
         return self._pick(hidden, newcomers)
 
@@ -56,7 +58,7 @@ class Runner:
         cache = self._cache_for(self.rows)
         ids = torch.tensor([w.token_ids[-1] for w in self.rows], device=self._device)
         lengths = torch.tensor([w.num_tokens - 1 for w in self.rows], device=self._device)
-        hidden = self._model.decoder(ids, lengths, DecodeAttend(cache, lengths))
+        hidden = self._model.network(ids, lengths, DecodeAttend(cache, lengths))
         return self._pick(hidden, self.rows)
 
     @torch.inference_mode()
@@ -81,7 +83,7 @@ class Runner:
         self._cache = None
 
     def _pick(self, hidden: Tensor, writings: Sequence[Writing]) -> list[int]:
-        return pick_tokens(self._model.decoder.logits(hidden), writings)
+        return pick_tokens(self._model.network.logits(hidden), writings)
 
     def _cache_for(self, rows: Sequence[Writing]) -> KVCache:
         """The cache, grown when these rows need more room than it has."""
@@ -89,7 +91,7 @@ class Runner:
         tokens = -(-tokens // _CACHE_STEP) * _CACHE_STEP
         if self._cache is None:
             dtype = self._model.activation_dtype
-            self._cache = KVCache(self._model.config, len(rows), tokens, dtype, self._device)
+            self._cache = KVCache(self._model.stack_config, len(rows), tokens, dtype, self._device)
         elif self._cache.num_rows < len(rows) or self._cache.num_tokens < tokens:
             num_rows = min(self._max_rows, max(len(rows), 2 * self._cache.num_rows))
             num_rows = self._cache.num_rows if self._cache.num_rows >= len(rows) else num_rows

@@ -25,7 +25,7 @@ from danlu.core.errors import ConfigError, TrainError
 from danlu.core.events import Events
 from danlu.core.memory import release_memory
 from danlu.data.packing import fill_rate, pack
-from danlu.models.load import Model
+from danlu.models.model import Model
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.train.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from danlu.train.lora import LoraConfig, add_lora, load_lora_state, lora_state
@@ -263,7 +263,7 @@ def _step(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss = summed_loss(model.decoder, batch) / batch.targets.shape[0]
+    loss = summed_loss(model.network, batch) / batch.targets.shape[0]
     loss.backward()
     norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
     if math.isfinite(norm):
@@ -275,7 +275,7 @@ def _step(
 @torch.no_grad()
 def _validate(model: Model, batches: Sequence[PackedBatch]) -> float:
     """Mean loss in nats a supervised token."""
-    total = sum(float(summed_loss(model.decoder, batch)) for batch in batches)
+    total = sum(float(summed_loss(model.network, batch)) for batch in batches)
     return total / sum(int(batch.targets.shape[0]) for batch in batches)
 
 

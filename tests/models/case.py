@@ -1,0 +1,173 @@
+"""What a family's parity case is made of: a tiny model of transformers with random weights, and how to ask both.
+
+A ``Case`` says which model of transformers to make; its ``compare`` asks theirs and ours the same and gives one tensor
+a row of what has to be equal. Tables of cases are in cases/, the checks in tests/contracts/test_families.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from danlu.models.attend import DecodeAttend, PrefillAttend, row_positions
+from danlu.models.cache import KVCache
+from danlu.models.heads.classify import ClassifyHead
+from danlu.models.heads.lm import LMHead
+from danlu.models.heads.tag import TagHead
+from danlu.models.model import Model
+
+from .peer import some_ids
+
+Side = Literal["left", "right"]
+
+
+class Compare(Protocol):
+    """Asks both libraries the same: one tensor a row, real places only."""
+
+    def rows(self, case: Case) -> list[Any]:
+        """Inputs of several lengths."""
+        ...
+
+    def theirs(self, case: Case, peer: PreTrainedModel, rows: Sequence[Any], side: Side) -> list[Tensor]:
+        """What transformers answers to these rows in one batch, padded on this side."""
+        ...
+
+    def ours(self, model: Model, rows: Sequence[Any]) -> list[Tensor]:
+        """What we answer to these rows in one packed batch."""
+        ...
+
+
+class Tokens:
+    """One tower on rows of token ids; what is compared is what the head gives, or hidden states without one."""
+
+    def rows(self, case: Case) -> list[list[int]]:
+        """Lengths on both sides of a window and of a block."""
+        return [some_ids(length, seed=length, vocabulary=case.vocabulary) for length in (7, 1, 19)]
+
+    @torch.no_grad()
+    def theirs(self, case: Case, peer: PreTrainedModel, rows: Sequence[list[int]], side: Side) -> list[Tensor]:
+        if case.by_length and len(rows) > 1:
+            return [answer for row in rows for answer in self.theirs(case, peer, [row], side)]
+        longest = max(len(row) for row in rows)
+        spare = [longest - len(row) for row in rows]
+        before = [count if side == "left" else 0 for count in spare]
+        padded = [
+            [case.pad] * b + row + [case.pad] * (count - b) for row, count, b in zip(rows, spare, before, strict=True)
+        ]
+        mask = torch.tensor(
+            [[0] * b + [1] * len(row) + [0] * (count - b) for row, count, b in zip(rows, spare, before, strict=True)]
+        )
+        extra: dict[str, Any] = {}
+        if case.position_ids and "position_ids" in inspect.signature(peer.forward).parameters:
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        out = peer(input_ids=torch.tensor(padded), attention_mask=mask, **extra)
+        answer = out.logits if hasattr(out, "logits") else out.last_hidden_state
+        if answer.dim() == 2:
+            return list(answer)
+        return [answer[i, b : b + len(row)] for i, (row, b) in enumerate(zip(rows, before, strict=True))]
+
+    @torch.no_grad()
+    def ours(self, model: Model, rows: Sequence[list[int]]) -> list[Tensor]:
+        network, lengths = model.network, [len(row) for row in rows]
+        hidden = network.rows(torch.tensor([i for row in rows for i in row]), lengths)
+        head = network.head
+        if head is None:
+            return list(hidden.split(lengths))
+        if isinstance(head, (LMHead, TagHead)):
+            return list(head(hidden).split(lengths))
+        assert isinstance(head, ClassifyHead)
+        return list(head(hidden, lengths))
+
+    def stepped(self, model: Model, rows: Sequence[Any]) -> list[Tensor]:
+        """The same, token by token through a cache."""
+        return stepped(model, rows)
+
+
+@torch.no_grad()
+def stepped(model: Model, rows: Sequence[list[int]]) -> list[Tensor]:
+    """Logits of rows of which half is read into a cache and the rest is fed token by token: (T, V) a row."""
+    network, lengths = model.network, [len(row) for row in rows]
+    starts = [(length + 1) // 2 for length in lengths]
+    cache = KVCache(model.config.stack, len(rows), max(lengths), torch.float32, model.device)
+    ids = torch.tensor([i for row, start in zip(rows, starts, strict=True) for i in row[:start]])
+    hidden = network(ids, row_positions(starts), PrefillAttend(cache, 0, starts))
+    found = [[part] for part in hidden.split(starts)]
+    for step in range(max(length - start for length, start in zip(lengths, starts, strict=True))):
+        places = [min(start + step, length - 1) for start, length in zip(starts, lengths, strict=True)]
+        ids = torch.tensor([row[place] for row, place in zip(rows, places, strict=True)])
+        hidden = network(ids, torch.tensor(places), DecodeAttend(cache, torch.tensor(places)))
+        for i, part in enumerate(hidden.split(1)):
+            if starts[i] + step < lengths[i]:
+                found[i].append(part)
+    return [network.logits(torch.cat(parts)) for parts in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One family with one head."""
+
+    config: type[PretrainedConfig]
+    """Their config class."""
+    peer: type[PreTrainedModel]
+    """Their model class."""
+    numbers: Mapping[str, Any]
+    """Keys of their config: tiny sizes, and whatever this case is about."""
+    compare: Compare = field(default_factory=Tokens)
+    """How to ask both."""
+    vocabulary: int = 100
+    """Token ids are below this."""
+    pad: int = 0
+    """What padding is filled with."""
+    position_ids: bool = True
+    """Whether theirs must be told positions when rows are padded."""
+    atol: float = 1e-4
+    """How far answers may be apart."""
+    by_length: bool = False
+    """Whether positions depend on how long a row has grown: theirs is then asked row by row, and a row that grows has
+    another past than one read at once."""
+    lora: bool = True
+    """Whether peft can put adapters on this model."""
+    gguf: bool = False
+    """Whether llama.cpp knows this very model, so that it can be written as GGUF and read again."""
+
+    def make(self, seed: int = 0) -> PreTrainedModel:
+        """Their model, every weight random: norms that are one and biases that are zero hide mistakes."""
+        torch.manual_seed(seed)
+        model = self.peer(self.config(**self.numbers)).eval()
+        return randomised(model)
+
+
+@torch.no_grad()
+def randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """Every parameter away from where it starts; matrices keep a spread that answers stay apart."""
+    for weight in model.parameters():
+        if not weight.requires_grad:  # fixed positions
+            continue
+        if weight.dim() < 2:
+            start = 1.0 if bool((weight == 1).all()) else 0.0
+            weight.copy_(start + 0.3 * torch.randn_like(weight))
+        else:
+            inputs = weight.numel() ** 0.5 if weight.dim() == 2 else weight[0].numel()
+            weight.copy_(torch.randn_like(weight) / inputs**0.5)
+    return model
+
+
+def save_peer(model: PreTrainedModel, folder: Path) -> Path:
+    """A folder as transformers writes it, no tokenizer."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Put other values into config.json; None takes a key out."""
+    path = folder / "config.json"
+    theirs = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in theirs.items() if value is not None}))

@@ -1,0 +1,1 @@
+"""Tables of parity cases, one file a kind of model. Each has ``CASES``: name → Case."""
