@@ -4,7 +4,8 @@
 
 Each case makes a model with transformers in the shape of a published one, saves it, loads it with danlu, checks that
 both say the same, and times them in turn. transformers runs as it comes: eager, its default (SDPA) attention, the same
-number type. A step is forward, loss and backward with gradients of all weights; no optimiser. Writes
+number type. Forward passes and decoding run on packed weights, as danlu.load gives them; a step is forward, loss and
+backward with gradients of all weights, on plain ones, and no optimiser. Writes
 bench/results/models.json.
 """
 
@@ -28,7 +29,6 @@ from danlu.models.attend import DecodeAttend, Memory, PackedAttend, PrefillAtten
 from danlu.models.cache import KVCache
 from danlu.models.load import load_model
 from danlu.models.network import EncoderDecoder, Network
-from danlu.models.packed import pack_weights
 
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 """The same work, ours and theirs; both return what they computed."""
@@ -65,12 +65,14 @@ def main() -> int:
     return 0
 
 
-def load_both(peer: Any, dtype: torch.dtype) -> tuple[Network, Any]:
-    """Ours and theirs with the same weights, ready to be timed."""
+def load_both(peer: Any, dtype: torch.dtype) -> tuple[Network, Network, Any]:
+    """Ours to be trained, ours packed as ``danlu.load`` and the server pack it, and theirs, with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
-        model = load_model(Path(folder), precision="fp32" if dtype == torch.float32 else "bf16")
-    return model.network.requires_grad_(True), peer.to(dtype).eval()
+        precision = "fp32" if dtype == torch.float32 else "bf16"
+        network = load_model(Path(folder), precision=precision).network
+        packed = load_model(Path(folder), precision=precision, is_packed=True).network
+    return network.requires_grad_(True), packed, peer.to(dtype).eval()
 
 
 def load_int8(peer: Any) -> Network:
@@ -86,10 +88,13 @@ def both_types(name: str, make: Callable[[torch.dtype], Iterator[tuple[str, Pair
             yield f"{name}_{kind}_{suffix}", pair, 1
 
 
-def forward_and_step(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], both: Any, peer: Any, targets: Tensor):
+def forward_and_step(
+    ours: Callable[[Any], Tensor], theirs: Callable[[], Tensor], networks: tuple[Network, Network, Any], targets: Tensor
+) -> Iterator[tuple[str, Pair]]:  # fmt: skip
     """The two timings of a case: the output, and the gradient of a mean cross-entropy over it."""
-    yield "forward", (ours, theirs)
-    yield "step", (lambda: step(ours, both, targets), lambda: step(theirs, peer, targets))
+    network, packed, peer = networks
+    yield "forward", (lambda: ours(packed), theirs)
+    yield "step", (lambda: step(lambda: ours(network), network, targets), lambda: step(theirs, peer, targets))
 
 
 def step(forward: Callable[[], Tensor], module: nn.Module, targets: Tensor) -> Tensor:
@@ -105,10 +110,13 @@ def llama() -> Iterator[tuple[str, Pair, int]]:
 
     def make(dtype: torch.dtype) -> Iterator[tuple[str, Pair]]:
         torch.manual_seed(0)
-        network, peer = load_both(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM)), dtype)
+        networks = load_both(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM)), dtype)
         ids, targets = torch.randint(49152, (512,)), torch.randint(49152, (512,))
         yield from forward_and_step(
-            lambda: network.logits(network.rows(ids, [512])), lambda: peer(ids[None]).logits[0], network, peer, targets
+            lambda network: network.logits(network.rows(ids, [512])),
+            lambda: networks[2](ids[None]).logits[0],
+            networks,
+            targets,
         )
 
     return both_types("llama", make)
@@ -118,14 +126,13 @@ def decode1() -> Iterator[tuple[str, Pair, int]]:
     """One new token after 128, one row, weights packed; once more with ours in int8 against theirs in bf16."""
     for dtype, suffix in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         torch.manual_seed(0)
-        network, peer = load_both(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM)), dtype)
+        _, network, peer = load_both(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM)), dtype)
         ids = torch.randint(49152, (129,))
         with torch.inference_mode():
             cache = KVCache(network.config.stack, 1, 256, dtype, torch.device("cpu"))
             network(ids[:128], row_positions([128]), PrefillAttend(cache, 0, [128]))
             theirs = transformers.DynamicCache()
             peer(ids[None], past_key_values=theirs)
-        pack_weights(network)
         yield f"decode1_{suffix}", _one_step(network, cache, peer, theirs, ids[128:]), 20
         if dtype == torch.bfloat16:
             network = load_int8(peer)
@@ -156,14 +163,12 @@ def bert() -> Iterator[tuple[str, Pair, int]]:
         config = transformers.BertConfig(
             num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0
         )
-        network, peer = load_both(transformers.BertForSequenceClassification(config), dtype)
+        networks = load_both(transformers.BertForSequenceClassification(config), dtype)
         ids, targets, lengths = torch.randint(30522, (16, 128)), torch.randint(3, (16,)), [128] * 16
-        head: Any = network.head
         yield from forward_and_step(
-            lambda: head(network.rows(ids.flatten(), lengths), lengths),
-            lambda: peer(ids).logits,
-            network,
-            peer,
+            lambda network: network.head(network.rows(ids.flatten(), lengths), lengths),
+            lambda: networks[2](ids).logits,
+            networks,
             targets,
         )
 
@@ -179,21 +184,19 @@ def bart() -> Iterator[tuple[str, Pair, int]]:
             vocab_size=50265, d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12,
             decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072, dropout=0.0,
         )  # fmt: skip
-        network, peer = load_both(transformers.BartForConditionalGeneration(config), dtype)
-        assert isinstance(network, EncoderDecoder)
+        networks = load_both(transformers.BartForConditionalGeneration(config), dtype)
         source, target = torch.randint(4, 50265, (4, 256)), torch.randint(4, 50265, (4, 64))
         targets, lengths = torch.randint(50265, (256,)), [64] * 4
 
-        def ours() -> Tensor:
+        def ours(network: EncoderDecoder) -> Tensor:
             memory = Memory(network.encoder.rows(source.flatten(), [256] * 4), (256,) * 4)
             attend = PackedAttend(lengths, memory=memory)
             return network.logits(network(target.flatten(), row_positions(lengths), attend))
 
         yield from forward_and_step(
             ours,
-            lambda: peer(input_ids=source, decoder_input_ids=target).logits.flatten(0, 1),
-            network,
-            peer,
+            lambda: networks[2](input_ids=source, decoder_input_ids=target).logits.flatten(0, 1),
+            networks,
             targets,
         )
 
@@ -208,11 +211,13 @@ def vit() -> Iterator[tuple[str, Pair, int]]:
         config = transformers.ViTConfig(
             hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, num_labels=1000
         )
-        network, peer = load_both(transformers.ViTForImageClassification(config), dtype)
+        networks = load_both(transformers.ViTForImageClassification(config), dtype)
         images, targets, lengths = torch.randn(8, 3, 224, 224, dtype=dtype), torch.randint(1000, (8,)), [197] * 8
-        head: Any = network.head
         yield from forward_and_step(
-            lambda: head(network.rows(images, lengths), lengths), lambda: peer(images).logits, network, peer, targets
+            lambda network: network.head(network.rows(images, lengths), lengths),
+            lambda: networks[2](images).logits,
+            networks,
+            targets,
         )
 
     return both_types("vit", make)
