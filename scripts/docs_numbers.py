@@ -182,10 +182,8 @@ def models(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     def times(name: str) -> str:
         return f"{runs[name]['ratio']:.2f}" if name in runs else "–"
 
-    cases = dict.fromkeys(name.rpartition("_")[0] for name in runs if name.endswith(("_fp32", "_bf16")))
-    rows = [(words[case], times(f"{case}_fp32"), times(f"{case}_bf16")) for case in cases]
-    if "decode1_int8" in runs:
-        rows.append((words["decode1_int8"], "–", times("decode1_int8")))
+    cases = dict.fromkeys(name.removesuffix("_fp32").removesuffix("_bf16") for name in runs)
+    rows = [(words[case], times(f"{case}_fp32"), times(case if case in runs else f"{case}_bf16")) for case in cases]
     return "\n".join([*table(words["models_head"], rows), "", machine(result, words)])
 
 

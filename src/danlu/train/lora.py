@@ -112,7 +112,9 @@ def add_lora(model: Model, config: LoraConfig) -> list[nn.Parameter]:
             set_layer(model.network, name, wrapped)
             trainable += [wrapped.a, *wrapped.b]
     if not found:
-        raise ModelError("No linear of this model takes an adapter.", "Fine-tune plain weights, not a quantised model.")
+        raise ModelError(
+            "No linear of this model takes an adapter.", "Fine-tune plain weights, not a quantised or packed model."
+        )
     if unmatched:
         linears = [*found, *(their for _, theirs in found.values() for their in theirs)]
         known = sorted({ALL, *(name.rpartition(".")[2] for name in linears)})
