@@ -260,11 +260,11 @@ class DecodeAttend:
         new, pairs = self._num_new, self._rows * num_kv
         queries = (q * rule.scale).to(keys.dtype).view(self._rows, new, num_kv, num_q // num_kv, -1)
         queries = queries.permute(0, 2, 3, 1, 4).reshape(pairs, -1, keys.shape[3])  # (B·K, H/K·T, E)
-        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2))  # (B·K, H/K·T, S)
+        scores = _few_scores(queries, keys.flatten(0, 1))  # (B·K, H/K·T, S)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
         if mask is not None:
-            scores = (scores.view(self._rows, num_q, new, span) + mask).view(scores.shape)
+            scores = (scores.reshape(self._rows, num_q, new, span) + mask).view(scores.shape)
         mixed = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))  # (B·K, H/K·T, E)
         mixed = mixed.view(self._rows, num_q, new, -1).transpose(1, 2)
         return mixed.reshape(q.shape[0], num_q, -1).to(q.dtype)
@@ -294,3 +294,13 @@ class DecodeAttend:
 
     def keep(self, layer: int, state: State) -> None:
         self._cache.write_state(layer, 0, state)
+
+
+def _few_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """queries · keysᵀ for few queries: (P, G, E), (P, S, E) → (P, G, S).
+
+    In bf16 on a CPU the product is up to four times faster the other way round.
+    """
+    if keys.dtype == torch.float32 or keys.device.type != "cpu":
+        return torch.bmm(queries, keys.transpose(1, 2))
+    return torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2)
