@@ -154,15 +154,17 @@ def test_the_served_model_answers_the_very_lines_that_were_printed(
         curl, python = lines[-2:]
         assert shlex.split(curl)[:2] == ["curl", f"{url}/v1/chat/completions"]
         pasted = [
-            subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+            [
+                subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+                for _ in range(3)  # answers are drawn, and a tiny model may draw the end at once
+            ]
             for line in (curl, python)
         ]
-    assert [done.returncode for done in pasted] == [0, 0], [done.stderr for done in pasted]
-    reply = json.loads(pasted[0].stdout)
-    assert reply["model"] == "tiny-copy"
-    assert reply["choices"][0]["message"]["content"]
-    assert reply["usage"]["completion_tokens"] > 0
-    assert pasted[1].stdout.strip()
+    assert all(done.returncode == 0 for tries in pasted for done in tries), [t[0].stderr for t in pasted]
+    replies = [json.loads(done.stdout) for done in pasted[0]]
+    assert all(reply["model"] == "tiny-copy" and reply["usage"]["completion_tokens"] > 0 for reply in replies)
+    assert any(reply["choices"][0]["message"]["content"] for reply in replies)
+    assert any(done.stdout.strip() for done in pasted[1])
     assert runs(Store(home))[-1].status == "done"
 
 
