@@ -252,12 +252,18 @@ class DecodeAttend:
         return mask.masked_fill_(hidden, float("-inf")).unsqueeze(1)
 
     def _product(self, q: Tensor, keys: Tensor, values: Tensor, rule: Rule, mask: Tensor | None) -> Tensor:
-        """q: (B·T, H, E); keys, values: (B, K, S, E) → (B·T, H, E).
-
-        Grouped matrix products, not torch's fused kernel: for one query a row that is many times slower on a CPU.
-        """
+        """q: (B·T, H, E); keys, values: (B, K, S, E) → (B·T, H, E)."""
         num_q, num_kv, span = q.shape[1], keys.shape[1], keys.shape[2]
         new, pairs = self._num_new, self._rows * num_kv
+        if new == 1 and rule.softcap is None and _is_fused_faster(keys, num_q):
+            seen = mask if mask is None or mask.shape[1] == 1 else mask.view(-1, num_kv, num_q // num_kv, span)
+            rows = q.to(keys.dtype).view(
+                self._rows, num_kv, -1, q.shape[2]
+            )  # query heads of a key: rows of one product
+            mixed = torch.nn.functional.scaled_dot_product_attention(
+                rows, keys, values, attn_mask=seen, scale=rule.scale
+            )
+            return mixed.reshape(q.shape).to(q.dtype)
         queries = (q * rule.scale).to(keys.dtype).view(self._rows, new, num_kv, num_q // num_kv, -1)
         queries = queries.permute(0, 2, 3, 1, 4).reshape(pairs, -1, keys.shape[3])  # (B·K, H/K·T, E)
         scores = _few_scores(queries, keys.flatten(0, 1))  # (B·K, H/K·T, S)
@@ -294,6 +300,12 @@ class DecodeAttend:
 
     def keep(self, layer: int, state: State) -> None:
         self._cache.write_state(layer, 0, state)
+
+
+def _is_fused_faster(keys: Tensor, num_q: int) -> bool:
+    """Whether torch's fused kernel beats plain products for one query a row; the number of rows must not decide, or an
+    answer would depend on its batch. In bf16 on a CPU it loses when every query head has keys of its own."""
+    return keys.device.type != "cpu" or keys.dtype == torch.float32 or num_q > keys.shape[1]
 
 
 def _few_scores(queries: Tensor, keys: Tensor) -> Tensor:
