@@ -12,6 +12,7 @@ from danlu.core.events import Events
 from danlu.core.files import read_jsonl
 from danlu.models.load import load_model
 from danlu.train.lora import save_adapter
+from danlu.train.run import Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 
 
@@ -21,9 +22,8 @@ def main(name: str, rows: str, out: str, steps: str = "50") -> None:
     encoded = encode_rows(read_jsonl(Path(rows)), model.chat, config.max_row_tokens).encoded
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = finetune(
-        model, encoded, [], config, seed=1, work=folder / "work", log_path=folder / "log.jsonl", events=Events()
-    )
+    job = Job(work=folder / "work", log_path=folder / "log.jsonl", events=Events(), seed=1)
+    numbers = finetune(model, encoded, [], config, job)
     save_adapter(model, folder, config.lora, base=name)
     print(f"loss {numbers['first_loss']:.2f} → {numbers['last_loss']:.2f}, {numbers['trainable_share']:.2%} trained")
 

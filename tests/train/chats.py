@@ -11,6 +11,7 @@ from danlu.models.load import load_model
 from danlu.models.model import Model
 from danlu.train.lora import LoraConfig
 from danlu.train.optim import OptimConfig
+from danlu.train.run import Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 from tests.tiny import COLOURS, GARMENTS, MATERIALS
 
@@ -42,7 +43,7 @@ def train(
     rows = encode_rows(chats(28), model.chat, config.max_row_tokens).encoded
     events = Events(display=display or Silent())
     curve = work.parent / "curve.jsonl"
-    return finetune(model, rows[4:], rows[:4], config, seed=seed, work=work, log_path=curve, events=events)
+    return finetune(model, rows[4:], rows[:4], config, Job(work=work, log_path=curve, events=events, seed=seed))
 
 
 def fresh(folder: Path) -> Model:

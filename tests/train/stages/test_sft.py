@@ -20,7 +20,8 @@ from danlu.text.chat import ChatFormat
 from danlu.train.checkpoint import load_checkpoint
 from danlu.train.lora import LoraConfig, lora_state, save_adapter
 from danlu.train.optim import OptimConfig, rate_at
-from danlu.train.stages.sft import MAX_SKIPPED_STEPS, SftConfig, encode_rows, finetune
+from danlu.train.run import MAX_SKIPPED_STEPS, Job
+from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 
 from ...models.peer import save_llama
 from ..chats import CONFIG, Stop, chats, fresh, train
@@ -56,9 +57,8 @@ def test_four_rows_are_learnt_by_heart(tiny_folder: Path, tmp_path: Path) -> Non
         steps=80, tokens_per_step=512, max_row_tokens=128, lora=LoraConfig(rank=16, alpha=32.0), optim=optim
     )
     encoded = encode_rows(rows, model.chat, 128).encoded
-    metrics = finetune(
-        model, encoded, [], config, seed=0, work=tmp_path / "w", log_path=tmp_path / "curve.jsonl", events=Events()
-    )
+    job = Job(work=tmp_path / "w", log_path=tmp_path / "curve.jsonl", events=Events(), seed=0)
+    metrics = finetune(model, encoded, [], config, job)
     assert metrics["first_loss"] > 3
     assert metrics["last_loss"] < 0.25
     answers = LoadedModel(model).generate([row["messages"][:1] for row in rows], GenerateOptions(max_tokens=60))

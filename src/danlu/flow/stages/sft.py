@@ -10,6 +10,7 @@ from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
 from danlu.models.load import load_model
 from danlu.train.lora import save_adapter
+from danlu.train.run import Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 
 
@@ -30,16 +31,10 @@ class Sft(RecipeStage[SftConfig]):
         train = encode_rows(read_jsonl(folder / "train.jsonl"), model.chat, config.max_row_tokens)
         watched = list(read_jsonl(folder / "validation.jsonl"))  # empty when no product could be spared for it
         validation = encode_rows(watched, model.chat, config.max_row_tokens).encoded if watched else []
-        metrics = finetune(
-            model,
-            train.encoded,
-            validation,
-            config,
-            seed=context.seed,
-            work=context.work,
-            log_path=context.output / "log.jsonl",
-            events=context.events,
-        )
+        job = Job(
+            work=context.work, log_path=context.output / "log.jsonl", events=context.events, seed=context.seed
+        )  # fmt: skip
+        metrics = finetune(model, train.encoded, validation, config, job)
         save_adapter(model, context.output, config.lora, base=context.artifacts["model"].id)
         return {**metrics, "left_out": train.left_out, "precision": model.precision}
 
