@@ -96,6 +96,6 @@ def split_rows(
             emptiest = sizes.index(min(sizes))
             parts[emptiest].append(row)
             sizes[emptiest] += lengths[row]
-        if micro_tokens is None or max(sizes) <= micro_tokens or all(len(part) <= 1 for part in parts):
+        if micro_tokens is None or max(sizes) <= max(micro_tokens, *(lengths[row] for row in rows)):
             return parts
         rounds += 1
