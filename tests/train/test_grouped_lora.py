@@ -10,17 +10,22 @@ from torch import nn
 
 from danlu.models.grouped import GroupedLinear, group_items
 from danlu.models.load import load_model
+from danlu.train.adapter import load_adapter, lora_state, save_adapter
 from danlu.train.grouped_lora import LoraGroupedLinear
-from danlu.train.lora import LoraConfig, LoraLinear, add_lora, load_adapter, lora_state, save_adapter
+from danlu.train.lora import LoraConfig, LoraLinear, LoraPart, add_lora
 from tests.models.case import save_peer
 from tests.models.cases.experts import CASES
 
 CONFIG = LoraConfig(rank=2, alpha=6.0)
 
 
+def _parts(chosen: tuple[bool, ...]) -> list[LoraPart]:
+    return [CONFIG.part(5, "gate_up", "w1") if is_chosen else LoraPart(5) for is_chosen in chosen]
+
+
 def _layer(chosen: tuple[bool, ...]) -> LoraGroupedLinear:
     torch.manual_seed(0)
-    layer = LoraGroupedLinear(GroupedLinear(3, 8, (5, 5)).requires_grad_(False), chosen, CONFIG)
+    layer = LoraGroupedLinear(GroupedLinear(3, 8, (5, 5)).requires_grad_(False), _parts(chosen))
     for b in layer.b:
         nn.init.normal_(b)
     return layer
@@ -34,7 +39,7 @@ def test_each_group_answers_as_a_linear_with_an_adapter_of_its_own(chosen: tuple
     for group, row, y in zip(groups.owner.tolist(), x, layer(x, groups), strict=True):
         plain = nn.Linear(8, 10, bias=False)
         plain.weight = nn.Parameter(layer.base.weight[group])
-        single = LoraLinear(plain, (5, 5), chosen, CONFIG)
+        single = LoraLinear(plain, _parts(chosen))
         with torch.no_grad():
             single.a.copy_(layer.a[group])
             for mine, other in zip(single.b, layer.b, strict=True):

@@ -14,6 +14,7 @@ from danlu.train.batches import RowBatches
 from danlu.train.optim import OptimConfig
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
 from danlu.train.weights import trainable
+from danlu.train.world import World
 
 CONFIG = RunConfig(steps=12, save_every=4, validate_every=3, optim=OptimConfig(learning_rate=0.05))
 Pair = tuple[Tensor, Tensor]
@@ -26,6 +27,7 @@ class Toy:
         torch.manual_seed(1)
         self.network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 1))
         self.activation_dtype = torch.float32
+        self.device = torch.device("cpu")
 
 
 class Said(Silent):
@@ -207,20 +209,16 @@ def test_a_jump_of_the_loss_is_counted(tmp_path: Path) -> None:
 def test_two_processes_divide_by_what_both_have_seen(tmp_path: Path) -> None:
     """A team of this process and one that always reports three rows with a loss of 30 and no gradient."""
 
-    class Two:
-        rank, size = 0, 1
-
+    class Two(World):
         def sum(self, values: Sequence[float]) -> list[float]:
-            return [values[0] + 30.0, values[1] + 3.0, values[2] + 3.0, *values[3:]]
-
-        def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None: ...
+            return [values[0], values[1] + 30.0, values[2] + 3.0, values[3] + 3.0, *values[4:]]
 
     toy, alone = Toy(), Toy()
     items = pairs()[:5]
     x, y = (torch.stack(column) for column in zip(*items, strict=True))
     loss = nn.functional.mse_loss(alone.network(x), y, reduction="sum")
     batches = RowBatches(items, lambda _: 1, seed=7, rows_per_step=5)
-    with_team = dataclasses.replace(job(tmp_path), team=Two())
+    with_team = dataclasses.replace(job(tmp_path), world=Two())
     config = dataclasses.replace(CONFIG, steps=1)
 
     def loss_of(found: Sequence[Pair]) -> Summed:

@@ -55,6 +55,8 @@ class RecipeStage(Protocol[C]):
     """Whether it keeps running and makes nothing: runs last, and only when serving is asked for."""
     uses_seed: bool = True
     """Whether the recipe's seed changes what it makes."""
+    trains: bool = False
+    """Whether several processes may run it together (flow/team.py)."""
 
     def run(self, config: C, context: StageContext) -> dict[str, Any]:
         """Make the files in ``context.output``; return metrics (plain JSON values)."""
@@ -63,6 +65,10 @@ class RecipeStage(Protocol[C]):
     def check(self, config: C) -> None:
         """Raise early, before the first stage runs, what would fail late: a port in use, a missing file."""
         return
+
+    def kind_of(self, config: C) -> str:
+        """What it makes with this config, where that depends on it."""
+        return self.kind
 
     def fingerprint(self, config: C) -> dict[str, Any]:
         """Facts outside the config that decide what is made: hashes of local files. Part of the stage's key."""

@@ -88,6 +88,7 @@ def render_report(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
+        style=page_style(),
         words=words,
         language=language,
         title=title or (run.recipe if run else "danlu"),
@@ -119,6 +120,11 @@ def render_report(
         duration=duration,
         headline=headline,
     )
+
+
+def page_style() -> Markup:
+    """The CSS of every report."""
+    return Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
 
 
 # what the artifacts hold

@@ -21,6 +21,7 @@ from danlu.core.memory import release_memory
 from danlu.flow import summary
 from danlu.flow.memory import PeakMemory
 from danlu.flow.recipe import PluginLoader, Recipe, Stage, load_recipe, load_stage
+from danlu.flow.team import tell_made, tell_training
 from danlu.flow.words import duration, headline
 from danlu.lineage.host import host_facts
 from danlu.lineage.runs import RunLog, RunRecord, StageRecord, new_run_id, open_run
@@ -56,8 +57,10 @@ def run(
     store: Store | None = None,
     display: Display | None = None,
     load_plugin: PluginLoader = load_stage,
+    until: str | None = None,
 ) -> RunResult:
-    """Run a recipe file with KEY=VALUE overrides. With ``serve`` its service stage runs last and keeps running.
+    """Run a recipe file with KEY=VALUE overrides. With ``serve`` its service stage runs last and keeps running; with
+    ``until`` it ends before that stage, and sets no alias.
 
     Raises ConfigError before anything runs when the recipe cannot be right; else what the failing stage raised.
     Running it again goes on where it stopped.
@@ -79,7 +82,7 @@ def run(
     )
     with disk_errors(store.root), open_run(store, record) as log:
         events = Events(log.folder / "events.jsonl", display)
-        return _Run(checked, store, log, events).execute(serve)
+        return _Run(checked, store, log, events).execute(serve, until)
 
 
 class _Run:
@@ -92,9 +95,12 @@ class _Run:
         self.started = time.perf_counter()
         self.memory = PeakMemory()
 
-    def execute(self, serve: bool) -> RunResult:
+    def execute(self, serve: bool, until: str | None = None) -> RunResult:
         try:
             for number, stage in enumerate(self.recipe.stages, start=1):
+                if stage.name == until:
+                    self._close(status="done")
+                    return self._result()
                 if stage.plugin.service:
                     break
                 self._make(stage, number)
@@ -119,7 +125,7 @@ class _Run:
             artifact, is_reused = run_stage(
                 self.store,
                 name=stage.name,
-                kind=stage.plugin.kind,
+                kind=stage.plugin.kind_of(stage.config),
                 stage=stage.use,
                 version=stage.plugin.version,
                 config=config,
@@ -131,6 +137,7 @@ class _Run:
             )
         seconds = round(time.perf_counter() - started, 3)
         self.artifacts[stage.name] = artifact
+        tell_made(artifact)
         if is_reused:
             self.reused.add(stage.name)
         status = "reused" if is_reused else "done"
@@ -142,6 +149,8 @@ class _Run:
 
     def _body(self, stage: Stage, label: str, context: StageContext) -> dict[str, Any]:
         self.events.display.say(f"▸ {label}")
+        if stage.plugin.trains:
+            tell_training(context)
         try:
             return stage.plugin.run(stage.config, context)
         finally:
@@ -167,15 +176,18 @@ class _Run:
         seconds = round(time.perf_counter() - self.started, 3)
         self.log.update(seconds=seconds, peak_rss_bytes=self.memory.peak_bytes(), **changes)
 
-    def _finish(self) -> RunResult:
-        self._close(status="done")
-        result = RunResult(
+    def _result(self) -> RunResult:
+        return RunResult(
             recipe=self.recipe,
             record=self.log.record,
             artifacts=self.artifacts,
             reused=frozenset(self.reused),
             store=self.store,
         )
+
+    def _finish(self) -> RunResult:
+        self._close(status="done")
+        result = self._result()
         if self.recipe.summary is not None:
             path = self.store.root / self.recipe.summary.path
             write_json(path, self._summary(result, self.recipe.summary.values, path))

@@ -61,6 +61,10 @@ class EnergyMeter:
     def stop(self) -> Energy:
         """The energy since construction."""
         self._stopped.set()
+        return self.so_far()
+
+    def so_far(self) -> Energy:
+        """The energy until now; measuring goes on."""
         if self._counters:
             self._sample()
             joules = sum(counter.total for counter in self._counters) / 1e6

@@ -1,13 +1,18 @@
-"""8-bit layers for inference: weights int8 with one scale a row, activations int8 with scale and offset a token.
+"""8-bit layers: weights int8 with one scale a row, activations int8 with scale and offset a token.
 
 The product is exact integer arithmetic, so an answer does not depend on what else is in the batch. Stored as plain
-int8 and fp32 tensors; nothing here depends on a packed format. Knows no family and no file names.
+int8 and fp32 tensors; nothing here depends on a packed format. The weights never train; the gradient of what goes in is
+that of the plain product, so that adapters on these layers, and everything before them, can be trained (QLoRA, Dettmers
+et al. 2023, with int8 in place of 4 bits). Knows no family and no file names.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from danlu.models.grouped import GroupedLinear, Groups
 from danlu.models.inputs.tokens import TokenEmbedding
@@ -15,7 +20,8 @@ from danlu.models.linear import rows_of_parts
 from danlu.models.pages import empty_pages
 
 _ROWS = 256
-"""Rows that are quantised at a time, so that no second copy of a large matrix stands in memory."""
+"""Rows that are quantised, and columns that are expanded, at a time: no second copy of a large matrix ever stands in
+memory."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,10 +101,43 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) → (N, O)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Product.apply(x, self)  # pyright: ignore[reportReturnType]
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What ``forward`` gives, untracked."""
         quantized, step, offset = quantize_tokens(x)
         product = torch.ops.aten._int_mm(quantized, self.weight.t())  # (N, O) int32, exact
         y = (product * self._scale_row).mul_(step).addcmul_(offset, self._row_sums)
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
+
+    def plain_rows(self, start: int, end: int) -> Tensor:
+        """Some rows of the weight that the numbers stand for: fp32 (end − start, D)."""
+        return self.weight[start:end] * self.scale[start:end]
+
+
+class _Product(torch.autograd.Function):
+    """``Int8Linear.product`` with the gradient of x Wᵀ in x, as if x had not been rounded (straight through)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layer = layer
+        return layer.product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _times_plain(grad, ctx.layer.weight, ctx.layer.scale), None
+
+
+def _times_plain(grad: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """grad: (N, O), int8 weight: (O, D), scale: (O, 1) → grad · (scale · weight): (N, D), some columns at a time.
+
+    Whole numbers up to 127 are exact in every number type, so the weight loses nothing.
+    """
+    scaled = (grad * scale.t()).to(grad.dtype)
+    return torch.cat([scaled @ part.to(grad.dtype) for part in weight.split(_ROWS, dim=1)], dim=1)
 
 
 class Int8GroupedLinear(nn.Module):
@@ -122,6 +161,12 @@ class Int8GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """(S, D) → (S, O)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _GroupedProduct.apply(x, self, groups)  # pyright: ignore[reportReturnType]
+        return self.product(x, groups)
+
+    def product(self, x: Tensor, groups: Groups) -> Tensor:
+        """What ``forward`` gives, untracked."""
         tokens, step, offset = quantize_tokens(x)
         y: list[Tensor] = []
         for group, rows in groups.filled:
@@ -129,6 +174,22 @@ class Int8GroupedLinear(nn.Module):
             y.append(product.mul_(step[rows]).addcmul_(offset[rows], self._row_sums[group]))
         whole = torch.cat(y)
         return (whole if self.bias is None else whole + self.bias.index_select(0, groups.owner)).to(x.dtype)
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """``Int8GroupedLinear.product`` with its gradient in x; see ``_Product``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8GroupedLinear, groups: Groups) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layer, ctx.groups = layer, groups
+        return layer.product(x, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer, groups = ctx.layer, ctx.groups
+        parts = [_times_plain(grad[rows], layer.weight[g], layer.scale[g]) for g, rows in groups.filled]
+        return torch.cat(parts), None, None
 
 
 class Int8Embedding(nn.Module):

@@ -42,7 +42,7 @@ def merge_tags(
     for (start, end), score, choice in zip(offsets, best.values.tolist(), best.indices.tolist(), strict=True):
         if start == end:
             continue
-        if start == reached and _is_one_word(text, start):
+        if start == reached and is_one_word(text, start):
             if spans and spans[-1].end == reached:
                 spans[-1] = Span(spans[-1].start, end, spans[-1].label, spans[-1].score)
             reached = end
@@ -69,13 +69,13 @@ def _parts(tag: str) -> tuple[str, str]:
     return (prefix, label) if dash and prefix in _PREFIXES else ("I", tag)
 
 
-def _is_one_word(text: str, place: int) -> bool:
+def is_one_word(text: str, place: int) -> bool:
     """Whether the characters on both sides of a place belong to one word; each Chinese character is a word."""
     if place == 0 or place >= len(text):
         return False
     before, after = text[place - 1], text[place]
-    return all(character.isalnum() and not _is_ideograph(character) for character in (before, after))
+    return all(character.isalnum() and not is_ideograph(character) for character in (before, after))
 
 
-def _is_ideograph(character: str) -> bool:
+def is_ideograph(character: str) -> bool:
     return any(ord(character) in block for block in _IDEOGRAPHS)

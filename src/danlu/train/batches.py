@@ -18,8 +18,15 @@ Item_co = TypeVar("Item_co", covariant=True)
 class Batches(Protocol[Item_co]):
     """What a run asks for its data."""
 
-    per_epoch: int
-    """Steps in which every row is seen once."""
+    @property
+    def per_epoch(self) -> int:
+        """Steps in which every row is seen once."""
+        ...
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step, about."""
+        ...
 
     def at(self, step: int, rank: int, world_size: int) -> Sequence[Sequence[Item_co]]:
         """Micro-batches of one rank in step ``step`` (from 0); together the ranks have the whole batch."""
@@ -49,6 +56,9 @@ class RowBatches(Generic[Item]):
         self._micro_tokens = micro_tokens
         self._epochs: list[list[list[int]]] = []
         self.per_epoch = len(self._epoch(0))
+        """See ``Batches``."""
+        self.tokens_per_step = sum(self._lengths) // self.per_epoch
+        """See ``Batches``."""
 
     @property
     def fill(self) -> float:

@@ -10,10 +10,11 @@ from typing import Any
 
 
 class CurveLog:
-    """Lines kept in memory and in a file."""
+    """Lines kept in memory and in a file, which one process of a run writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self._path = path
+        self._writes = writes
         self.lines: list[dict[str, Any]] = []
 
     def truncate(self, count: int) -> None:
@@ -21,7 +22,8 @@ class CurveLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         old = self._path.read_text(encoding="utf-8").splitlines()[:count] if self._path.exists() else []
         self.lines = [json.loads(line) for line in old]
-        self._path.write_text("".join(line + "\n" for line in old), encoding="utf-8")
+        if self._writes:
+            self._path.write_text("".join(line + "\n" for line in old), encoding="utf-8")
 
     def add(self, values: Mapping[str, Any]) -> None:
         """One line; numbers that are none are left out, for NaN is not JSON."""
@@ -29,6 +31,8 @@ class CurveLog:
         kept = {name: value for name, value in kept.items() if value not in (math.inf, -math.inf)}
         rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in kept.items()}
         self.lines.append(rounded)
+        if not self._writes:
+            return
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(rounded, ensure_ascii=False) + "\n")
 

@@ -14,7 +14,8 @@ class HeldBack:
     """
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self.is_asked = False
+        """Whether the block is to end; may be set by others who heard of it."""
         self._is_active = False
 
     def __enter__(self) -> HeldBack:
@@ -31,10 +32,10 @@ class HeldBack:
 
     def let_through(self) -> None:
         """Raise KeyboardInterrupt if it was asked for."""
-        if self._is_asked:
+        if self.is_asked:
             raise KeyboardInterrupt
 
     def _note(self, *_: object) -> None:
-        if self._is_asked:
+        if self.is_asked:
             raise KeyboardInterrupt
-        self._is_asked = True
+        self.is_asked = True

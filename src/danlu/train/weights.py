@@ -33,6 +33,7 @@ class Weights:
         self.network = network
         self.masters: dict[str, nn.Parameter] = {}
         self._copies: dict[str, nn.Parameter] = {}
+        self._lowered: set[str] = set()
         self._frozen: dict[nn.Parameter, Tensor] = {}
         stays = _adapters(network)
         chosen = {parameter: name for name, parameter in trainable.items()}
@@ -45,7 +46,9 @@ class Weights:
                     parameter.data = parameter.data.to(dtype)
             elif lowers or parameter.dtype != torch.float32:
                 self.masters[name] = nn.Parameter(parameter.detach().float().clone() if not lowers else parameter.data)
-                parameter.data = parameter.data.to(dtype)
+                if lowers:
+                    self._lowered.add(name)
+                    parameter.data = parameter.data.to(dtype)
                 self._copies[name] = parameter
                 parameter.register_post_accumulate_grad_hook(_adding_to(self.masters[name]))
             else:
@@ -72,12 +75,14 @@ class Weights:
         for name, copy in self._copies.items():
             copy.copy_(self.masters[name])
 
-    def put_back(self) -> None:
-        """Make the network fp32 again where it was, with what was learnt: before a model is saved."""
-        for name, copy in self._copies.items():
-            copy.data = self.masters[name].data
+    def put_back(self) -> bool:
+        """Make the network fp32 again where it was, with what was learnt: before a model is saved. Tells whether the
+        network's own weights are fp32 now."""
+        for name in self._lowered:
+            self._copies[name].data = self.masters[name].data
         for parameter, numbers in self._frozen.items():
             parameter.data = numbers
+        return bool(self._lowered or self._frozen)
 
     def state(self) -> dict[str, Tensor]:
         """Masters and running statistics by name, not copied."""

@@ -17,11 +17,13 @@ from danlu.models.load import load_model
 from danlu.models.loaded import LoadedModel
 from danlu.models.model import Model
 from danlu.text.chat import ChatFormat
-from danlu.train.checkpoint import load_checkpoint
-from danlu.train.lora import LoraConfig, lora_state, save_adapter
+from danlu.train.adapter import lora_state, save_adapter
+from danlu.train.lora import LoraConfig
 from danlu.train.optim import OptimConfig, rate_at
+from danlu.train.parallel_checkpoint import load_together
 from danlu.train.run import MAX_SKIPPED_STEPS, Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
+from danlu.train.world import World
 
 from ...models.peer import save_llama
 from ..chats import CONFIG, Stop, chats, fresh, train
@@ -153,7 +155,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(
         train(fresh(tiny_folder), tmp_path / "work", display=Stop(18, Crash()))
     newest = sorted((tmp_path / "work").glob("step-*"))[-1]
     assert newest.name == "step-00000015"
-    path = newest / "tensors"
+    (path,) = newest.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     model = fresh(tiny_folder)
     stop = Stop(-1, Crash())
@@ -192,7 +194,7 @@ import torch
 from pathlib import Path
 from tests.train.chats import fresh, train
 from danlu.core.events import Silent
-from danlu.train.lora import save_adapter
+from danlu.train.adapter import save_adapter
 from tests.train.chats import CONFIG
 
 model_folder, work, out, kill = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
@@ -273,7 +275,7 @@ def test_training_stops_when_gradients_stay_broken_and_keeps_the_last_good_check
     ):
         train(model, tmp_path / "work", dataclasses.replace(CONFIG, validate_every=100))
     assert MAX_SKIPPED_STEPS == 5
-    kept = load_checkpoint(tmp_path / "work")
+    kept = load_together(tmp_path / "work", World())
     assert kept is not None
     assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
 

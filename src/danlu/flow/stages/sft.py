@@ -7,11 +7,11 @@ from typing import Any
 
 from danlu.core.files import read_jsonl
 from danlu.flow.recipe import RecipeStage
+from danlu.flow.training import Training
 from danlu.lineage.stage import StageContext
-from danlu.models.load import load_model
-from danlu.train.lora import save_adapter
-from danlu.train.run import Job
+from danlu.train.audit import audit_chats, report
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
+from danlu.train.start import load_to_train
 
 
 class Sft(RecipeStage[SftConfig]):
@@ -20,23 +20,28 @@ class Sft(RecipeStage[SftConfig]):
     config_type = SftConfig
     version = 1
     kind = "adapter"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": "train.jsonl and validation.jsonl with messages",
     }
 
+    def kind_of(self, config: SftConfig) -> str:
+        return "adapter" if config.lora is not None else "model"
+
     def run(self, config: SftConfig, context: StageContext) -> dict[str, Any]:
-        model = load_model(context.inputs["model"])
+        training = Training(context, "Supervised fine-tuning", config)
+        model = load_to_train(context.inputs["model"], config)
         folder = context.inputs["data"]
-        train = encode_rows(read_jsonl(folder / "train.jsonl"), model.chat, config.max_row_tokens)
+        rows = list(read_jsonl(folder / "train.jsonl"))
         watched = list(read_jsonl(folder / "validation.jsonl"))  # empty when no product could be spared for it
+        train = encode_rows(rows, model.chat, config.max_row_tokens)
         validation = encode_rows(watched, model.chat, config.max_row_tokens).encoded if watched else []
-        job = Job(
-            work=context.work, log_path=context.output / "log.jsonl", events=context.events, seed=context.seed
-        )  # fmt: skip
-        metrics = finetune(model, train.encoded, validation, config, job)
-        save_adapter(model, context.output, config.lora, base=context.artifacts["model"].id)
-        return {**metrics, "left_out": train.left_out, "precision": model.precision}
+        findings = audit_chats(rows, train.encoded, train.left_out, watched, model.chat)
+        told = report(findings, config.audit, context.events)
+        metrics = finetune(model, train.encoded, validation, config, training.job)
+        training.save(model, config, base=context.artifacts["model"].id)
+        return training.finish({**metrics, "left_out": train.left_out, "precision": model.precision}, told)
 
 
 plugin = Sft()

@@ -21,7 +21,9 @@ def convnet_model(keys: Keys, net: ConvNetConfig, dropout: float = 0.0) -> Model
     head: HeadConfig
     kind = keys.head("ForImageClassification")
     if kind == "ForImageClassification":
-        head = ClassifyConfig(labels=keys.labels(), pooling="mean", dropout=dropout)
+        labels = keys.labels()
+        independent = keys.has_independent_labels(labels)
+        head = ClassifyConfig(labels=labels, pooling="mean", dropout=dropout, multi_label=independent)
     elif kind == "Model":
         head = EmbedConfig(pooling="mean", normalise=False)
     else:

@@ -146,7 +146,9 @@ def decoder_head(keys: Keys, *, tied: bool, softcap: float | None = None) -> Hea
     if kind in ("ForCausalLM", "LMHeadModel"):
         return LMHeadConfig(vocabulary_size=vocabulary_size, tied=tied, softcap=softcap)
     if kind == "ForSequenceClassification":
-        return ClassifyConfig(labels=keys.labels(), pooling="last", bias=False)
+        labels = keys.labels()
+        multi_label = keys.has_independent_labels(labels)
+        return ClassifyConfig(labels=labels, pooling="last", bias=False, multi_label=multi_label)
     if kind == "ForTokenClassification":
         return TagConfig(labels=keys.labels(), dropout=keys.number("classifier_dropout", 0.1))
     if kind == "Model":

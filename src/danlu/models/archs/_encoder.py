@@ -114,8 +114,13 @@ def classes(
 ) -> ClassifyConfig:  # fmt: skip
     """A logit for each label of a text; labels are independent where the config says so, or where there is one."""
     labels = keys.labels()
-    multi = keys.get("problem_type") == "multi_label_classification" or len(labels) == 1
-    return ClassifyConfig(labels=labels, pooling=pooling, transform=transform, multi_label=multi, dropout=dropout)
+    return ClassifyConfig(
+        labels=labels,
+        pooling=pooling,
+        transform=transform,
+        multi_label=keys.has_independent_labels(labels),
+        dropout=dropout,
+    )
 
 
 def pooled(transform: TransformConfig) -> EmbedConfig:

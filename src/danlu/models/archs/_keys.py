@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danlu.core.errors import ModelError, nearest
@@ -120,6 +120,10 @@ class Keys:
                 raise ModelError(f"{self._where}: id2label has the ids {sorted(names)}.", "They must be 0, 1, 2, …")
             return tuple(name for _, name in ordered)
         return tuple(f"LABEL_{index}" for index in range(self.integer("num_labels", 2)))
+
+    def has_independent_labels(self, labels: Sequence[str]) -> bool:
+        """Whether a classifier's labels are sigmoids: the config says so, or there is only one."""
+        return self.get("problem_type") == "multi_label_classification" or len(labels) == 1
 
     def _take(self, key: str, default: Any) -> Any:
         value = self.get(key, default)

@@ -46,10 +46,11 @@ class SigLIP(Architecture):
         keys = Keys(theirs)
         keys.harmless(*TOWERS)
         kind, labels = keys.head("Model"), keys.labels()
+        independent = keys.has_independent_labels(labels)
         keys.done()
         image = vision_model(tower_keys(theirs, "vision_config"))
         if kind == "ForImageClassification":
-            return replace(image, head=ClassifyConfig(labels=labels, pooling="mean"))
+            return replace(image, head=ClassifyConfig(labels=labels, pooling="mean", multi_label=independent))
         if kind != "Model":
             raise ModelError(
                 f"config.json: a SigLIP '…{kind}' is not supported.", "Known: Model, ForImageClassification."

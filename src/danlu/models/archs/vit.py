@@ -62,7 +62,8 @@ class ViT(Architecture):
         activation = keys.choice("pooler_act", ACTIVATIONS, "tanh")
         kind = keys.head("ForImageClassification")
         if kind == "ForImageClassification":
-            return ClassifyConfig(labels=keys.labels(), pooling="first")
+            labels = keys.labels()
+            return ClassifyConfig(labels=labels, pooling="first", multi_label=keys.has_independent_labels(labels))
         if kind == "Model":
             return EmbedConfig(pooling="first", transform=TransformConfig(activation=activation), normalise=False)
         raise ModelError(f"config.json: a ViT '…{kind}' is not supported.", "Known: ForImageClassification, Model.")

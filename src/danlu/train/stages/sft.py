@@ -13,10 +13,10 @@ from danlu.data.packing import pack
 from danlu.models.model import Model
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.train.batches import RowBatches
-from danlu.train.lora import LoraConfig, add_lora
+from danlu.train.lora import LoraConfig
 from danlu.train.loss import PackedBatch, collate, summed_loss
+from danlu.train.method import prepare, rates
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
-from danlu.train.weights import trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class SftConfig(RunConfig):
     """Most tokens in a batch; rows are packed into it."""
     max_row_tokens: int = 512
     """Longer rows are left out and counted."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    """The adapter."""
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
+    """The adapter; null to train all weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +90,7 @@ def finetune(
     assert train, "finetune needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     base_parameters = model.num_parameters()
-    add_lora(model, config.lora)
+    parameters = prepare(model, config)
     batches = RowBatches(
         train,
         lambda row: len(row.ids),
@@ -104,12 +104,13 @@ def finetune(
         batch = collate(rows)
         return Summed(summed_loss(model.network, batch), batch.targets.shape[0], batch.num_tokens)
 
-    with TrainingRun(model, trainable(model.network), config, batches, job) as run:
+    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()
             if held_out and step.validates:
-                step.report({"validation_loss": _validate(model, held_out)})
+                with step.validating():
+                    step.report({"validation_loss": _validate(model, held_out)})
     metrics = run.metrics()
     return {
         **metrics,
@@ -123,12 +124,9 @@ def _validation_batches(rows: Sequence[RenderedChat], budget: int) -> list[Packe
     return [collate([rows[i] for i in batch]) for batch in pack([len(row.ids) for row in rows], budget, seed=0)]
 
 
-@torch.no_grad()
 def _validate(model: Model, batches: Sequence[PackedBatch]) -> float:
     """Mean loss in nats a supervised token."""
-    model.network.eval()
     total = sum(float(summed_loss(model.network, batch)) for batch in batches)
-    model.network.train()
     return total / sum(int(batch.targets.shape[0]) for batch in batches)
 
 

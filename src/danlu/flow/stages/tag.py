@@ -1,0 +1,49 @@
+"""Fine-tune a model to tag words, entities for example: makes a model folder (train/stages/tag)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from danlu.flow.recipe import RecipeStage
+from danlu.flow.training import Training
+from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
+from danlu.lineage.stage import StageContext
+from danlu.models.heads.tag import TagHead
+from danlu.models.rehead import with_head
+from danlu.train.stages.tag import TaggerConfig, score, train
+from danlu.train.start import load_to_train
+from danlu.train.tagged import encode_rows, tags_of
+
+
+class Tag(RecipeStage[TaggerConfig]):
+    """The plugin."""
+
+    config_type = TaggerConfig
+    version = 1
+    kind = "model"
+    inputs: Mapping[str, str] = {
+        "model": "the model folder to start from",
+        "data": f"rows with tokens and tags, or text and spans: {DATA_HELP}",
+    }
+
+    def check(self, config: TaggerConfig) -> None:
+        check_whole(config)
+
+    def run(self, config: TaggerConfig, context: StageContext) -> dict[str, Any]:
+        training = Training(context, "Tagging", config)
+        source, rows = context.inputs["model"], read_split(context.inputs["data"])
+        model = load_to_train(source, config)
+        wanted, head = tags_of(rows["train"], config.labels), model.network.head
+        if not isinstance(head, TagHead) or head.config.labels != wanted.labels:
+            model = with_head(model, wanted, seed=context.seed, source=source)
+        encoded = {name: encode_rows(some, model, config.max_row_tokens) for name, some in rows.items() if some}
+        watched = encoded["validation"].items if "validation" in encoded else []
+        metrics = train(model, encoded["train"].items, watched, config, training.job)
+        changes = save_tuned(model, config, context.output)
+        test = {"test": score(model, encoded["test"].items)} if "test" in encoded else {}
+        counts = encoded["train"].counts()
+        return training.finish({**metrics, **test, **changes, **counts, "precision": model.precision})
+
+
+plugin = Tag()
