@@ -15,11 +15,11 @@ from danlu.train.stages.dpo import DpoConfig, PreferenceOptim, train
 from tests.tiny import COLOURS, GARMENTS, MATERIALS
 
 CONFIG = DpoConfig(
-    steps=12,
+    steps=8,
     rows_per_step=4,
     max_row_tokens=80,
     save_every=4,
-    validate_every=6,
+    validate_every=4,
     lora=LoraConfig(rank=4),
     optim=PreferenceOptim(learning_rate=5e-3),
 )

@@ -120,8 +120,8 @@ def train(case: str, kind: ParallelKind, world: World, dtype: torch.dtype = torc
                 loss += float(part.detach())
                 count += (row.shape[0] - 1) * is_supervised
             assert is_last or nothing_has_travelled(network, reduction), "only the last micro-batch may communicate"
+        loss, count = world.sum([loss, count])  # before gradients are there: their order must not matter
         reduction.finish()
-        loss, count = world.sum([loss, count])
         weights.scale_gradients(1.0 / count)
         norms.append(clip_by_norm({n: m.grad for n, m in weights.masters.items() if m.grad is not None}, 1.0))
         optimizer.step()
@@ -150,7 +150,8 @@ def train_all(world: World, folder: str) -> dict[str, Any]:
             back = load_together(Path(folder) / f"{case}-{kind}", world, outcome.state)
             assert back is not None
             answers[f"{case}-{kind}"]["reloads"] = all(
-                type(back.tensors[name]) is type(tensor.detach()) and torch.equal(local(back.tensors[name]), local(tensor))
+                type(back.tensors[name]) is type(tensor.detach())
+                and torch.equal(local(back.tensors[name]), local(tensor))
                 for name, tensor in outcome.state.items()
             )
             outcome.weights.put_back()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from torch.distributed.run import get_args_parser
 
 from danlu.core.errors import ConfigError
 from danlu.train.launch import launch
@@ -73,3 +77,27 @@ def test_ctrl_c_reaches_every_process(tmp_path: Path):
     assert process.returncode == 130
     (words,) = tmp_path.glob("logs/*/attempt_0/1/stderr.log")
     assert "KeyboardInterrupt" in words.read_text()
+
+
+def torchrun_options(script: str) -> argparse.Namespace:
+    """What torchrun makes of the command in a script; fails on options it does not know."""
+    words = shlex.split(script.replace("\\\n", " "), comments=True)
+    start = next(i for i, word in enumerate(words) if word.endswith("torchrun"))
+    return get_args_parser().parse_args(words[start + 1 :])
+
+
+def test_the_slurm_example_is_a_script_that_torchrun_understands():
+    path = ROOT / "examples" / "cluster" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", path]).returncode == 0
+    options = torchrun_options(path.read_text())
+    assert (options.rdzv_backend, options.max_restarts, options.no_python) == ("c10d", 3, True)
+    assert options.training_script_args[:1] == ["train"]
+
+
+def test_the_kubernetes_example_is_yaml_that_torchrun_understands():
+    service, job = yaml.safe_load_all((ROOT / "examples" / "cluster" / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    options = torchrun_options(pod["containers"][0]["args"][0].replace("$((JOB_COMPLETION_INDEX == 0))", "1"))
+    assert int(options.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert options.rdzv_endpoint == f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500"
+    assert pod["subdomain"] == service["metadata"]["name"]

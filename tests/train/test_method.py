@@ -1,4 +1,4 @@
-"""What trains: all of a model, parts of it, or an adapter; and what an optimiser is told about it."""
+"""What trains: all of a model, parts of it, or an adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from danlu.models.model import Model
 from danlu.text.chat import RenderedChat
 from danlu.train.lora import LoraConfig, lora_layers
 from danlu.train.loss import collate, summed_loss
-from danlu.train.method import MethodConfig, PartsConfig, hidden_matrices, parts_of, prepare, rates, save_trained
+from danlu.train.method import MethodConfig, PartsConfig, prepare, rates, save_trained
 from danlu.train.run import RunConfig
 
 from ..models.case import save_peer
@@ -166,28 +166,6 @@ def test_lora_plus_lets_b_learn_faster(peer_folder: Path) -> None:
     assert len(factors) == 4
     assert rates(model.network, MethodConfig()) == {}
     assert rates(model.network, MethodConfig(lora=LoraConfig())) == {}
-
-
-# ---- what an optimiser is told ---------------------------------------------------------------------------------------
-
-
-def test_hidden_matrices_are_the_linears_of_blocks(peer_folder: Path, tmp_path: Path) -> None:
-    inner = ("mixer.inner.qkv", "mixer.inner.out", "feedforward.inner.gate_up", "feedforward.inner.down")
-    expected = {f"stack.blocks.{n}.{name}.weight" for n in (0, 1) for name in inner}
-    assert set(hidden_matrices(fresh(peer_folder).network)) == expected
-    experts = base_of("mixtral", tmp_path).network
-    assert not any("router" in name or "experts" in name for name in hidden_matrices(experts))
-    shapes = {name: parameter.dim() for name, parameter in experts.named_parameters()}
-    assert {shapes[name] for name in hidden_matrices(experts)} == {2}
-
-
-def test_fused_matrices_say_where_their_projections_are(peer_folder: Path, tmp_path: Path) -> None:
-    found = parts_of(fresh(peer_folder).network)
-    assert found["stack.blocks.0.mixer.inner.qkv.weight"] == (32, 16, 16)
-    assert found["stack.blocks.1.feedforward.inner.gate_up.weight"] == (48, 48)
-    assert len(found) == 4
-    experts = parts_of(base_of("mixtral", tmp_path).network)
-    assert experts["stack.blocks.0.feedforward.inner.gate_up.weight"] == (24, 24)
 
 
 # ---- configs and files -----------------------------------------------------------------------------------------------

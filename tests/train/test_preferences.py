@@ -64,9 +64,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(chat: ChatFormat) -> 
     assert [pair.margin for pair in found.items] == [0.5]
     assert dict(found.left_out) == {"same": 1, "too_long": 1}
     assert found.items[0].num_tokens == sum(len(answer.ids) for answer in found.items[0].answers)
-    with pytest.raises(
-        TrainError, match=r"No row can be trained on: 1 same, 1 too_long\. A row needs a prompt and two"
-    ):
+    with pytest.raises(TrainError, match=r"No row can be trained on: 1 same, 1 too_long\. A row needs a prompt"):
         encode_pairs(rows[1:], chat, 80)
 
 
@@ -110,11 +108,11 @@ def test_answers_that_are_all_the_same_tell_no_drift(chat: ChatFormat) -> None:
         ({"prompt": [], "chosen": "a", "rejected": "b"}, r"A row has prompt \[\]\. Give a text"),
         (
             {"prompt": "x", "chosen": [ASK], "rejected": "b"},
-            r"A row's chosen ends with a message of the user\. End with",
+            r"A row's chosen ends with a message of the user\.",
         ),
         (
             {"prompt": "x", "chosen": "a", "rejected": "b", "margin": "c"},
-            r"A row has the margin 'c'\. A margin is a number",
+            r"A row has the margin 'c'\. A margin is",
         ),
     ],
 )

@@ -43,7 +43,8 @@ class ShardConfig:
 class ShardWriter:
     """Writes one folder. Give documents in order to ``add``, from ``next_document`` on; ``finish`` at the end.
 
-    ``next_document`` is the number of the first document that is not safe on the disk yet. A context manager: leaving it without ``finish`` keeps the whole shards for the next writer.
+    ``next_document`` is the number of the first document that is not safe on the disk yet. A context manager: leaving
+    it without ``finish`` keeps the whole shards for the next writer.
     """
 
     def __init__(

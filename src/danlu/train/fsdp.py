@@ -60,9 +60,9 @@ class ShardedWeights(Weights):
         self._synchronise(False)
         self._reducer.finish()
 
-    def put_back(self) -> None:
+    def put_back(self) -> bool:
         """Give the first process's network its whole weights, in memory of the CPU, to be saved; on the others they are
-        gone. A network that was spread does not compute after this."""
+        gone. A network that was spread does not compute after this. Tells whether all its weights are fp32."""
         state = full_state(self.network, self._world)
         for name, parameter in list(self.network.named_parameters(remove_duplicate=False)):
             if is_sharded(parameter):
@@ -70,6 +70,7 @@ class ShardedWeights(Weights):
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.network.get_submodule(owner), attribute, nn.Parameter(numbers, requires_grad=False))
         getattr(self.network, "tie", lambda: None)()
+        return all(parameter.dtype == torch.float32 for parameter in self.network.parameters())
 
     def _synchronise(self, wanted: bool) -> None:
         cast(FSDPModule, self.network).set_requires_gradient_sync(wanted)

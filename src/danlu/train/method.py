@@ -2,8 +2,6 @@
 
 trainable = prepare(model, MethodConfig(lora=LoraConfig(rank=8)))   # name in the network → parameter
 factors = rates(model.network, config)                              # name → factor on the learning rate (LoRA+)
-matrices = hidden_matrices(model.network)                           # names of matrices that Muon may move
-rows = parts_of(model.network)                                      # name of a fused matrix → rows of each projection
 save_trained(model, config, folder, base="…")                       # an adapter, or a whole model folder
 """
 
@@ -16,8 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from danlu.core.errors import ConfigError, ModelError
-from danlu.models.grouped import GroupedLinear, PackedGroupedLinear
-from danlu.models.linear import FusedLinear, PackedLinear
+from danlu.models.grouped import PackedGroupedLinear
+from danlu.models.linear import PackedLinear
 from danlu.models.model import Model
 from danlu.models.save import save_model
 from danlu.train.adapter import save_adapter
@@ -130,19 +128,6 @@ def rates(network: nn.Module, config: MethodConfig) -> dict[str, float]:
         if isinstance(layer, LoraLinear | LoraGroupedLinear)
         for index in range(len(layer.b))
     }
-
-
-def hidden_matrices(network: nn.Module) -> tuple[str, ...]:
-    """Names of the weights (O, D) of linears inside blocks: no embedding, head, router, norm, expert or adapter."""
-    layers = ((name, layer) for name, layer in network.named_modules() if ".blocks." in f".{name}")
-    return tuple(f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Linear))
-
-
-def parts_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name of a weight that holds several projections → rows of each, in order; of experts, of each group."""
-    layers = network.named_modules()
-    rows = {f"{n}.weight": m.parts for n, m in layers if isinstance(m, FusedLinear | GroupedLinear)}
-    return {name: parts for name, parts in rows.items() if len(parts) > 1}
 
 
 def save_trained(model: Model, config: MethodConfig, folder: Path, base: str) -> None:

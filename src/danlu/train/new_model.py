@@ -91,11 +91,9 @@ def family_config(config: NewModelConfig, tokenizer: TextTokenizer) -> dict[str,
     multiple = config.vocabulary_multiple
     rows = -(-(tokenizer.vocabulary_size + config.spare_ids) // multiple) * multiple
     end = min(tokenizer.end_ids, default=None)
-    ids = {
-        "bos_token_id": tokenizer.begin_id,
-        "eos_token_id": end,
-        "pad_token_id": end if tokenizer.pad_id is None else tokenizer.pad_id,
-    }
+    ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": end}
+    if config.family not in ("llama", "qwen3", "gpt2"):  # transformers never trains the row of a padding token
+        ids["pad_token_id"] = end if tokenizer.pad_id is None else tokenizer.pad_id
     shared = {"model_type": config.family, "vocab_size": rows, "tie_word_embeddings": config.tied}
     return {**shared, **ids, **_SIZES[config.family](config, ids), **config.keys}
 

@@ -9,6 +9,7 @@ caller divides by the tokens of all processes. Knows no optimiser and no loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
@@ -40,9 +41,10 @@ def spread(
 ) -> tuple[Weights, Reduction]:
     """Weights for this process's optimiser, and what adds their gradients up. Every process must call it alike.
 
-    Call it after adapters, heads and ``checkpoint_blocks`` are in place and blocks are compiled, and before the optimiser
-    is made. For ``ddp`` the network is on ``world.device``; for ``fsdp`` it may be on the CPU still. Trainable weights become those of the first process. With ``fsdp`` the caller must not keep
-    ``trainable``, which would keep the whole weights.
+    Call it after adapters, heads and ``checkpoint_blocks`` are in place and blocks are compiled, and before the
+    optimiser is made. For ``ddp`` the network is on ``world.device``; for ``fsdp`` it may be on the CPU still. Trainable
+    weights become those of the first process. With ``fsdp`` the caller must not keep ``trainable``, which would keep
+    the whole weights.
     """
     world.share_(trainable.values())
     if kind == "fsdp" and world.size > 1:
@@ -76,6 +78,9 @@ class Reducer:
         self._masters = list(masters.values())
         self._statistics = [tensor for tensor in statistics if tensor.is_floating_point()]
         self._buckets = _buckets(masters, bucket_bytes) if world.size > 1 else []
+        self._group = None
+        if self._buckets:  # of its own: processes may begin to send before or after they add up anything else
+            self._group = dist.new_group(timeout=timedelta(seconds=world.timeout_s))
         self._is_last = False
         self._next = 0
         self._waiting: list[int] = []
@@ -120,7 +125,7 @@ class Reducer:
     def _send(self) -> None:
         bucket = self._buckets[self._next]
         flat = bucket.flat()
-        self._sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        self._sent.append((bucket, flat, dist.all_reduce(flat, group=self._group, async_op=True)))
         self._next += 1
 
 

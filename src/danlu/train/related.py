@@ -62,7 +62,8 @@ def sentence_model(
         made = with_head(model, NewEmbedder(pooling=pooling, normalise=normalise), source=source)
     sentence = made.sentence or SentenceConfig()
     limit = limit_of(made, max_row_tokens) if max_row_tokens is not None else sentence.max_tokens
-    made.sentence = replace(sentence, max_tokens=limit, prompts={**sentence.prompts, **(prompts or {})})
+    named = {**sentence.prompts, **(prompts or {})}
+    made.sentence = replace(sentence, max_tokens=limit, prompts={name: text for name, text in named.items() if text})
     return made
 
 

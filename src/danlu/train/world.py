@@ -138,8 +138,7 @@ class World:
             dist.destroy_process_group()
         if isinstance(error, RuntimeError) and _is_broken(error):
             raise TrainError(
-                f"Process {self.rank} of {self.size} {LOST}, which ended or stopped answering: "
-                f"{_reason(error)}.",
+                f"Process {self.rank} of {self.size} {LOST}, which ended or stopped answering: {_reason(error)}.",
                 "The log of the process that failed first says why. The same command goes on from the last checkpoint.",
             ) from error
 

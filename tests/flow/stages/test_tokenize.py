@@ -81,7 +81,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_tokens(tmp_path: Path, monke
     stops_at = -1
     again = run(tmp_path / "cut", small).artifacts["tokens"]
     assert again.manifest.files == whole.manifest.files
-    assert len(added) < 150, "what was safe is not tokenized again"
+    assert len(added) < 200, "what was safe is not tokenized again"
 
 
 def test_another_separator_can_be_chosen(tmp_path: Path) -> None:

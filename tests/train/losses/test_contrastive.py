@@ -65,8 +65,8 @@ def test_each_pair_for_itself_is_the_loss_of_siglip() -> None:
 
 def test_the_triplet_loss_is_that_of_torch() -> None:
     expected = triplet_margin_with_distance_loss(
-        QUERIES, DOCUMENTS, normal(B, P, seed=5), distance_function=lambda a, b: 1 - cosine_similarity(a, b), margin=0.5,
-        reduction="sum",
+        QUERIES, DOCUMENTS, normal(B, P, seed=5), margin=0.5, reduction="sum",
+        distance_function=lambda a, b: 1 - cosine_similarity(a, b),
     )  # fmt: skip
     torch.testing.assert_close(triplet_loss(QUERIES, DOCUMENTS, normal(B, P, seed=5), margin=0.5), expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_all_tokens_of_the_teacher_are_exact(beta: float) -> None:
 def test_fewer_tokens_never_give_more_and_more_tokens_come_nearer(beta: float) -> None:
     config = DistilConfig(beta=beta)
     found = [soft_rows(STUDENT, top_logprobs(TEACHER, k), config) for k in range(1, V + 1)]
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in itertools.pairwise(found):
         assert (fewer <= more + 1e-12).all()
 
 

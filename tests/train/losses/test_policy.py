@@ -217,6 +217,6 @@ def test_numbers_for_the_curve_are_means_of_what_the_loss_counts() -> None:
         ({"kl_weight": -0.1}, r"kl_weight is -0\.1\. Use 0 or more"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changes: dict[str, float], message: str) -> None:
+def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PolicyConfig(**changes)

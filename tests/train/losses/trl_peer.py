@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import types
 import warnings
 from collections import defaultdict
@@ -16,6 +17,8 @@ with warnings.catch_warnings():
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.gkd import GKDTrainer
     from trl.experimental.orpo import ORPOTrainer
+
+gc.freeze()  # it makes so many objects that collections would take most of the tests' time
 
 PROMPT = 2
 """Tokens of the prompt in every row."""

@@ -12,7 +12,7 @@ from danlu.train.objectives.asked import Asked, AskedBatches, join, next_tokens,
 from danlu.train.objectives.choose import Objective, choose
 from danlu.train.objectives.denoise import DenoiseConfig
 from danlu.train.objectives.masked import MaskedConfig
-from danlu.train.objectives.spans import SpansConfig, fill_in
+from danlu.train.objectives.spans import Pair, SpansConfig, fill_in
 from danlu.train.objectives.tables import sentinels
 
 from ..corpus import fresh, write_corpus
@@ -140,8 +140,6 @@ def test_an_encoder_decoder_reads_the_spans_context_and_writes_them_to_its_end()
     start = model.theirs["decoder_start_token_id"]
     assert asked.source[-1] == asked.targets[-1] == end
     assert asked.ids.tolist() == [start, *asked.targets[:-1].tolist()]
-    from danlu.train.objectives.spans import Pair
-
     assert fill_in(Pair(asked.source[:-1], asked.targets[:-1]), marks).tolist() == list(range(10, 40))
 
 

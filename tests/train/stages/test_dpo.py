@@ -39,6 +39,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+Learnt = tuple[Any, Any, list[Pair], dict[str, Any]]
+
+
 def curve(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
@@ -54,11 +57,11 @@ def their_logprobs(peer: Any, answers: Sequence[RenderedChat]) -> tuple[Tensor, 
     return torch.cat(found), [len(part) for part in found]
 
 
-# ---- trl and transformers ---------------------------------------------------------------------------------------------
+# ---- trl and transformers --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[Pair], dict[str, Any]]:
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     """The reference and what DPO made of it, both in transformers; the validation rows and what we say of them."""
     from transformers import LlamaForCausalLM
 
@@ -72,9 +75,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[Pai
     return reference, LlamaForCausalLM.from_pretrained(folder / "merged").eval(), watched, metrics
 
 
-def test_the_loss_of_a_trained_model_is_what_trl_says_of_it(
-    learnt: tuple[Any, Any, list[Pair], dict[str, Any]],
-) -> None:
+def test_the_loss_of_a_trained_model_is_what_trl_says_of_it(learnt: Learnt) -> None:
     reference, policy, watched, metrics = learnt
     chosen, rejected = [pair.chosen for pair in watched], [pair.rejected for pair in watched]
     said = [their_logprobs(policy, answers) for answers in (chosen, rejected)]
@@ -82,13 +83,13 @@ def test_the_loss_of_a_trained_model_is_what_trl_says_of_it(
     for answers in (chosen, rejected):
         tokens, counts = their_logprobs(reference, answers)
         before.append(torch.stack([part.sum() for part in tokens.split(counts)]))
-    loss, theirs = trl.dpo(*said[0], *said[1], *before, {"sigmoid": 1.0}, 0.1)
+    loss, theirs = trl.dpo(*said[0], *said[1], before[0], before[1], {"sigmoid": 1.0}, 0.1)
     assert metrics["validation"]["validation_loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert metrics["validation"]["validation_rewards/margin"] == pytest.approx(theirs["rewards/margins"], rel=1e-3)
     assert metrics["validation"]["validation_rewards/accuracy"] == theirs["rewards/accuracies"]
 
 
-def test_it_learns_what_people_like(learnt: tuple[Any, Any, list[Pair], dict[str, Any]]) -> None:
+def test_it_learns_what_people_like(learnt: Learnt) -> None:
     metrics = learnt[3]
     assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert metrics["validation"]["validation_loss"] < 0.5
@@ -112,9 +113,7 @@ def test_every_method_widens_the_margin(tiny_folder: Path, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_all_weights_can_learn_and_the_reference_stays_what_it_was(
-    tiny_folder: Path, tmp_path: Path, name: str
-) -> None:
+def test_all_weights_can_learn_while_the_reference_stays(tiny_folder: Path, tmp_path: Path, name: str) -> None:
     config = dataclasses.replace(CONFIG, lora=None, optim=PreferenceOptim(learning_rate=1e-3), **METHODS[name])
     metrics = learn(fresh(tiny_folder), tmp_path, config)
     lines = [line for line in curve(tmp_path) if "loss" in line]
@@ -132,8 +131,9 @@ def test_micro_batches_change_nothing(tiny_folder: Path, tmp_path: Path, name: s
         learn(fresh(tiny_folder), tmp_path / str(micro_tokens), config)
         curves.append(curve(tmp_path / str(micro_tokens)))
     for one, other in zip(*curves, strict=True):
-        for key in ("loss", "grad_norm", "rewards/margin", "entropy", "kl", "validation_loss"):
-            assert one.get(key) == pytest.approx(other.get(key), rel=1e-3, abs=2e-5), key
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"rewards/accuracy"}:  # of equals it is a matter of rounding
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=2e-5), key
 
 
 class Crash(Exception):

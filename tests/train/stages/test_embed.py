@@ -49,6 +49,14 @@ def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without dropout."""
+    folder = tmp_path_factory.mktemp("still")
+    save_encoder(folder, BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return folder
+
+
 def fresh(body: Path, **options: Any) -> Model:
     return sentence_model(load_model(body, precision="fp32"), source=body, **options)
 
@@ -75,7 +83,7 @@ def test_the_contrastive_loss_is_the_formula_of_multiple_negatives(body: Path) -
 def test_matryoshka_is_the_sum_over_cut_vectors(body: Path) -> None:
     model = fresh(body)
     items = encode_rows(ROWS[4:], model).items
-    anchors, positives = (embed(model, [text for text in some]) for some in (["paris", "b c"], ["in paris", "a b c"]))
+    anchors, positives = (embed(model, some) for some in (["paris", "b c"], ["in paris", "a b c"]))
     expected = sum(
         cross_entropy(20 * torch.stack([cosine_similarity(a[:d], positives[:, :d]) for a in anchors]), torch.arange(2))
         for d in (8, 32)
@@ -97,9 +105,7 @@ def test_cosent_is_the_published_formula() -> None:
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "cosent", "cosine"])
-def test_micro_batches_change_neither_loss_nor_gradients(body: Path, tmp_path: Path, loss: Any) -> None:
-    still = tmp_path / "still"
-    save_encoder(still, BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def test_micro_batches_change_neither_loss_nor_gradients(still: Path, tmp_path: Path, loss: Any) -> None:
     states: list[dict[str, torch.Tensor]] = []
     losses: list[float] = []
     for micro_tokens in (None, 7):
@@ -139,8 +145,8 @@ def test_the_second_pass_of_a_part_drops_the_same_numbers(body: Path) -> None:
     assert float(slope) == pytest.approx(float(weight.grad.norm()), rel=2e-2)
 
 
-def test_a_model_learns_and_is_a_sentence_transformers_folder_afterwards(body: Path, tmp_path: Path) -> None:
-    model = fresh(body, max_row_tokens=12, prompts={"query": "a ", "passage": ""})
+def test_a_model_learns_and_is_a_sentence_transformers_folder_afterwards(still: Path, tmp_path: Path) -> None:
+    model = fresh(still, max_row_tokens=12, prompts={"query": "a ", "passage": ""})
     items = encode_rows(ROWS, model).items
     config = dataclasses.replace(CONFIG, steps=60, matryoshka=(8, 32))
     metrics = train(model, items, items, config, job(tmp_path))
@@ -178,8 +184,8 @@ def test_an_equal_right_answer_is_no_negative_and_ranks_as_right(body: Path) -> 
     assert found["loss"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_scores_are_ranked_and_adapters_train(body: Path, tmp_path: Path) -> None:
-    model = fresh(body)
+def test_scores_are_ranked_and_adapters_train(still: Path, tmp_path: Path) -> None:
+    model = fresh(still)
     items = encode_rows(SCORED, model, scored=True).items
     config = dataclasses.replace(
         CONFIG, steps=60, loss="cosent", lora=LoraConfig(), optim=dataclasses.replace(PLAIN, learning_rate=2e-2)
@@ -193,9 +199,7 @@ def test_rows_that_cannot_be_learnt_are_left_out_and_counted(body: Path) -> None
     found = encode_rows(rows, model)
     assert (found.left_out, found.truncated, len(found.items)) == ({"empty": 2}, 1, 1)
     assert encode_rows([*rows, *SCORED], model, scored=True).left_out == {"empty": 2, "no_score": 1}
-    with pytest.raises(
-        TrainError, match=r"No row can be trained on: 1 empty\. A row needs anchor \(or query\) and pos"
-    ):
+    with pytest.raises(TrainError, match=r"No row can be trained on: 1 empty\. A row needs anchor"):
         encode_rows(rows[:1], model)
     with pytest.raises(DataError, match=r"A row has the score 'high'\. Scores are numbers"):
         encode_rows([{"anchor": "a", "positive": "b", "score": "high"}], model, scored=True)

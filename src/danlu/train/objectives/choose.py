@@ -26,10 +26,13 @@ Objective = MaskedConfig | SpansConfig | DenoiseConfig | None
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 _WANTS: dict[type, tuple[str, Kind]] = {
     type(None): ("next tokens", "decoder"),
-    MaskedConfig: ("masked", "encoder"),
-    SpansConfig: ("spans", "encoder-decoder"),
-    DenoiseConfig: ("denoise", "encoder-decoder"),
+    MaskedConfig: ("hidden tokens (masked)", "encoder"),
+    SpansConfig: ("missing spans (spans)", "encoder-decoder"),
+    DenoiseConfig: ("damaged texts (denoise)", "encoder-decoder"),
 }
+_ARTICLES: dict[Kind, str] = {
+    "decoder": "a decoder", "encoder": "an encoder", "encoder-decoder": "an encoder-decoder"
+}  # fmt: skip
 _FITTING: dict[Kind, str] = {
     "decoder": "Leave masked, spans and denoise out.",
     "encoder": "Use masked: {}.",
@@ -53,7 +56,7 @@ def choose(model: Model, objective: Objective, sequence_length: int, documents: 
     """The question for ``model``. ConfigError when it, or its tokenizer, cannot be asked that."""
     kind, (name, wanted) = kind_of(model), _WANTS[type(objective)]
     if kind != wanted:
-        raise ConfigError(f"This model is a {kind}; {name} are learnt by a {wanted}.", _FITTING[kind])
+        raise ConfigError(f"This model is {_ARTICLES[kind]}; {name} are learnt by {_ARTICLES[wanted]}.", _FITTING[kind])
     if isinstance(objective, MaskedConfig):
         return _masked(model, objective, sequence_length)
     if isinstance(objective, SpansConfig):
