@@ -10,6 +10,7 @@ weights). Knows nothing of any trainer.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -30,6 +31,7 @@ from train_jobs import FOLDER, INPUTS, ROW_TOKENS, ROWS_PER_STEP
 
 import danlu
 from danlu.core.files import read_json, read_jsonl, write_json
+from danlu.data.shard_writer import ShardWriter
 from danlu.models.load import load_model
 from danlu.text.bpe import BPEConfig, train_bpe
 from danlu.train.stages.sft import encode_rows
@@ -96,12 +98,23 @@ def corpus() -> dict[str, Any]:
         for text in some:
             ids += [0, *trained.tokenizer.encode(text)]
         np.array(ids, dtype=np.uint16).tofile(INPUTS / f"{split}.bin")
+        if split == "train":
+            shards(ids)
         facts[split] = {"documents": len(some), "tokens": len(ids), "bytes": sum(len(t.encode()) for t in some)}
     for name, row_tokens in ROW_TOKENS.items():
         order = list(range(facts["train"]["tokens"] // row_tokens))
         random.Random(SEED).shuffle(order)
         facts[f"order-{name}"] = order
     return facts
+
+
+def shards(ids: list[int]) -> None:
+    """The same ids as our own trainer reads them, a separator behind each document."""
+    starts = [place for place, index in enumerate(ids) if index == 0] + [len(ids)]
+    with ShardWriter(INPUTS / "shards", vocabulary_size=VOCABULARY) as writer:
+        for number, (start, stop) in enumerate(itertools.pairwise(starts)):
+            writer.add(number, [*ids[start + 1 : stop], 0])
+        writer.finish()
 
 
 def english() -> Iterator[str]:

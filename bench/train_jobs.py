@@ -147,8 +147,8 @@ def lora_runs(options: Options) -> list[Run]:
         run("hf_default", "hf"),
         run("hf_bf16", "hf", True, flags={"bf16": True}),
         run("hf_bf16_flat", "hf", True, flags={"bf16": True}, collator="flat", **bf16),
-        run("ours_checkpointing", "ours", remat=CHECKPOINTING),
-        run("ours_fp32", "ours", precision="fp32"),
+        run("ours_checkpointing", "ours", run={"recompute": CHECKPOINTING}),
+        run("ours_fp32", "ours", run={"precision": "fp32"}),
         run("ours", "ours"),
     ]
     if not options.quick:
@@ -182,8 +182,8 @@ def pretrain_runs(name: str, options: Options) -> list[Run]:
         run("hf_bf16_compiled", "hf", True, flags=compiled),
         run("litgpt", "litgpt"),
         *([] if options.quick else whole),
-        run("ours_checkpointing", "ours", remat=CHECKPOINTING),
-        run("ours_fp32", "ours", precision="fp32"),
+        run("ours_checkpointing", "ours", run={"recompute": CHECKPOINTING}),
+        run("ours_fp32", "ours", run={"precision": "fp32"}),
         run("ours", "ours"),
     ]
 
@@ -214,10 +214,13 @@ def peer_recipes() -> dict[str, dict[str, Any]]:
 
 
 OUR_RECIPE: dict[str, Any] = {
-    "steps": 400, "rows_per_step": 16, "learning_rate": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1,
-    "clip_norm": 1.0, "optim": {"schedule": "linear", "warmup_steps": 20, "final_share": 0.0},
+    "steps": 400, "track": "recipe", "learning_rate": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0,
+    "run": {
+        "sequence_length": 256, "tokens_per_step": 4096, "documents": "joined",
+        "optim": {"schedule": "linear", "warmup_steps": 20, "final_share": 0.0},
+    },
 }  # fmt: skip
-"""Free choice of method: ``optim`` goes to OptimConfig, ``run`` to RunConfig."""
+"""Free choice of method: ``run`` has keys of PretrainConfig."""
 
 
 def recipe_run(name: str, settings: dict[str, Any], options: Options, seed: int) -> Run:
@@ -225,7 +228,14 @@ def recipe_run(name: str, settings: dict[str, Any], options: Options, seed: int)
     steps = options.steps or settings["steps"]
     shares = (1 - (1 - i / NUM_SNAPSHOTS) ** 1.5 for i in range(1, NUM_SNAPSHOTS + 1))
     kept = sorted({max(1, round(steps * share)) for share in shares})
-    values = {**pretrain_inputs(RECIPE_MODEL), **settings, "seed": seed, "snapshots": kept, "order_seed": seed}
+    values = {
+        **pretrain_inputs(RECIPE_MODEL),
+        **settings,
+        "seed": seed,
+        "snapshots": kept,
+        "order_seed": seed,
+        "shards": str(INPUTS / "shards"),
+    }
     return Run(name=f"recipe_{name}", system="ours" if name == "ours" else "hf", settings=values, steps=steps)
 
 

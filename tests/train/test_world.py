@@ -52,24 +52,22 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
         World.from_environment(RANKS, device=torch.device("cuda"))
 
 
-def test_three_processes_add_up_and_tell_each_other():
-    ended = run_ranks(3, "talk")
-    assert [process.status for process in ended] == [0, 0, 0], ended
+def test_processes_add_up_and_tell_each_other():
+    ended = run_ranks(2, "talk")
+    assert [process.status for process in ended] == [0, 0], ended
     for answer in lines([process.output for process in ended]):
-        assert answer["sum"] == [3.0, 3.0, 3 * 2.0**40]
-        assert answer["max"] == [2.0, 0.0]
-        assert answer["gathered"] == [{"rank": rank, "text": "é" * rank} for rank in range(3)]
+        assert answer["sum"] == [2.0, 1.0, 2 * 2.0**40]
+        assert answer["max"] == [1.0, 0.0]
+        assert answer["gathered"] == [{"rank": rank, "text": "é" * rank} for rank in range(2)]
         assert answer["shared"] == {"from": 0}
         assert answer["tensor"] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("fault", ["killed", "hangs"])
-def test_when_one_process_is_lost_the_others_say_so(fault: str, tmp_path: Path):
-    first, second = run_ranks(2, "count_up", str(tmp_path), "hangs_briefly" if fault == "hangs" else fault, timeout_s=5)
-    assert first.status == 1
+def test_when_one_process_does_not_answer_the_other_says_so(tmp_path: Path):
+    first, second = run_ranks(2, "count_up", str(tmp_path), "hangs_briefly", timeout_s=5)
+    assert (first.status, second.status) == (1, 1)
     assert "error: Process 0 of 2 lost another one, which ended or stopped answering: " in first.errors
     assert "The same command goes on from the last checkpoint." in first.errors
-    assert second.status == (-9 if fault == "killed" else 1)
 
 
 def test_processes_that_do_not_meet_say_where_they_waited():

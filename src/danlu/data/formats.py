@@ -110,6 +110,5 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _unknown(row: Mapping[str, Any], wanted: str) -> DataError:
-    return DataError(
-        f"A row has the columns {', '.join(row) or '(none)'}.", f"Give {wanted}, or name yours under columns."
-    )
+    has = ", ".join(name for name, value in row.items() if value is not None) or "(none)"
+    return DataError(f"A row has the columns {has}.", f"Give {wanted}, or name yours under columns.")

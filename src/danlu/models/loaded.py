@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from danlu.core.errors import ModelError, RequestError
 from danlu.core.records import Completion, Delta, GenerateOptions, OnAdvance, Score
-from danlu.models import encode, generate
+from danlu.models import encode, generate, recommend
 from danlu.models.attend import Memory, PackedAttend, row_positions
 from danlu.models.encode import LabelScore, Text
 from danlu.models.generate import AnyPrompt
 from danlu.models.heads.classify import ClassifyHead
 from danlu.models.heads.embed import EmbedHead
 from danlu.models.heads.lm import LMHead
+from danlu.models.heads.rank import RankHead
 from danlu.models.heads.tag import TagHead
 from danlu.models.model import Model
 from danlu.models.network import EncoderDecoder
+from danlu.models.recommend import Recommendation
 from danlu.models.spans import Span
 
 
@@ -107,6 +109,14 @@ class LoadedModel:
         """The labelled spans of each text."""
         self._needs(TagHead, "tags no words")
         return encode.tag(self.model, texts)
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], count: int = 10, *, with_seen: bool = False
+    ) -> list[list[Recommendation]]:
+        """The ``count`` items that come next most likely after each history, oldest first in it; none that is in it
+        already unless ``with_seen``."""
+        self._needs(RankHead, "recommends nothing")
+        return recommend.recommend(self.model, histories, count, with_seen=with_seen)
 
     def _needs(self, kind: type[nn.Module], lacks: str) -> None:
         if not isinstance(self.model.network.head, kind):

@@ -42,9 +42,9 @@ def spread(
     """Weights for this process's optimiser, and what adds their gradients up. Every process must call it alike.
 
     Call it after adapters, heads and ``checkpoint_blocks`` are in place and blocks are compiled, and before the
-    optimiser is made. For ``ddp`` the network is on ``world.device``; for ``fsdp`` it may be on the CPU still. Trainable
-    weights become those of the first process. With ``fsdp`` the caller must not keep ``trainable``, which would keep
-    the whole weights.
+    optimiser is made. For ``ddp`` the network is on ``world.device``; for ``fsdp`` it may be on the CPU still.
+    Trainable weights become those of the first process. With ``fsdp`` the caller must not keep ``trainable``, which
+    would keep the whole weights.
     """
     world.share_(trainable.values())
     if kind == "fsdp" and world.size > 1:

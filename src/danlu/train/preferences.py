@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from danlu.core.errors import DataError
+from danlu.core.errors import DataError, TrainError
 from danlu.core.records import Message
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
 from danlu.train.texts import Encoded
@@ -119,6 +119,8 @@ def encode_answer(row: Mapping[str, Any], key: str, chat: ChatFormat) -> Rendere
     messages = messages_of(row, key)
     if messages is None and chat.source is None:
         before = chat.tokenizer.encode(row["prompt"])
+        if not chat.tokenizer.end_ids:
+            raise TrainError("The model has no end token, so answers could not end.", "Name one in eos_token.")
         after = [*chat.tokenizer.encode_rest(row[key]), min(chat.tokenizer.end_ids)]
         return RenderedChat(before + after, [False] * len(before) + [True] * len(after))
     if messages is None:

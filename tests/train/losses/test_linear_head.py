@@ -75,7 +75,7 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_product() -> None:
     hidden, weight, _, targets = some(600, 32, 300, torch.float32)
     exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets)[0], (hidden, weight))
     halves = [t.detach().bfloat16().requires_grad_() for t in (hidden, weight)]
-    ours = torch.autograd.grad(linear_cross_entropy(*halves, targets)[0], halves)
+    ours = torch.autograd.grad(linear_cross_entropy(halves[0], halves[1], targets)[0], halves)
     logits = nn.functional.linear(*halves).float()
     plain = torch.autograd.grad(nn.functional.cross_entropy(logits, targets, reduction="sum"), halves)
     for found, other, right in zip(ours, plain, exact, strict=True):

@@ -157,11 +157,8 @@ def test_prefixes_limits_and_ends_are_as_configured(tmp_path: Path) -> None:
     words = {word: index for index, word in enumerate(VOCABULARY)}
     options = {"max_source_tokens": 4, "max_target_tokens": 4, "source_prefix": "dog ", "target_prefix": "lee "}
     found = encode_rows([row, {"source": "a", "target": " "}], model, **options)
-    assert found.items == [
-        SourceTarget(
-            [words["dog"], words["a"], words["b"], 2], [words["lee"], words["the"], words["cat"], 2], row["target"]
-        )
-    ]
+    source, target = ([words[word] for word in text.split()] for text in ("dog a b", "lee the cat"))
+    assert found.items == [SourceTarget([*source, 2], [*target, 2], row["target"])]
     assert (found.left_out, found.truncated) == ({"empty": 1}, 1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.core.device import compute_dtype
 from danlu.core.files import sha256_file
 from danlu.data.loader import TokenSource
 from danlu.data.shards import TokenShards
@@ -35,14 +34,12 @@ class Pretrain(RecipeStage[PretrainConfig]):
         validation = TokenShards(context.inputs["tokens"] / "validation")
         _check_tokenizer(context, [source.shards for source in train])
         model = load_model(context.inputs["model"], precision="fp32")
-        model.activation_dtype = compute_dtype(model.device)
         job = Job(
             work=context.work, log_path=context.output / "log.jsonl", events=context.events, seed=context.seed
         )  # fmt: skip
-        precision = model.precision
         metrics = pretrain(model, train, validation, config, job)
         save_model(model, context.output)
-        return {**metrics, "precision": precision}
+        return metrics
 
 
 def _check_tokenizer(context: StageContext, shards: list[TokenShards]) -> None:

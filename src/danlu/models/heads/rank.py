@@ -54,7 +54,11 @@ class RankHead(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
         """hidden: (N, D), rows of ``lengths`` laid end to end → scores of all items (B, V), reserved ids at -inf."""
-        scores = self.linear(pool(hidden, lengths, self.config.pooling))
+        return self.scores(pool(hidden, lengths, self.config.pooling))
+
+    def scores(self, states: Tensor) -> Tensor:
+        """What should come next after each of states (M, D): scores of all items (M, V), reserved ids at -inf."""
+        scores = self.linear(states)
         return scores.masked_fill(
             torch.arange(scores.shape[1], device=scores.device) < self.config.reserved, -torch.inf
         )
