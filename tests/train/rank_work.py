@@ -20,11 +20,11 @@ from danlu.core.errors import DanluError
 from danlu.models.attend import PackedAttend, row_positions
 from danlu.models.model import Model
 from danlu.models.network import EncoderDecoder, Network
+from danlu.train.checkpoint import load_together, save_together
 from danlu.train.clip import clip_by_norm
 from danlu.train.lora import LoraConfig, add_lora
 from danlu.train.optim import OptimConfig, make_optimizer
 from danlu.train.parallel import ParallelKind, Reducer, spread
-from danlu.train.parallel_checkpoint import load_together, save_together
 from danlu.train.remat import checkpoint_blocks
 from danlu.train.weights import trainable
 from danlu.train.world import World

@@ -1,3 +1,7 @@
+"""Checkpoints that several processes write: whole or absent, and readable by any number of them."""
+
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -5,147 +9,117 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from danlu.core.errors import ResourceError
-from danlu.train.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from danlu.train.checkpoint import load_together, save_together
+from danlu.train.world import World
+from tests.train.rank_work import lines, make
+from tests.train.ranks import run_ranks
 
-TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(4.0)}
-
-
-def steps(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_what_is_saved_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "work", 7, {**TENSORS, "view": TENSORS["a"].t()}, {"lines": 3, "skipped": 0})
-    checkpoint = load_checkpoint(tmp_path / "work")
-    assert checkpoint is not None
-    assert (checkpoint.step, checkpoint.values) == (7, {"lines": 3, "skipped": 0})
-    assert checkpoint.tensors["b"].dtype == torch.bfloat16
-    for name, tensor in {**TENSORS, "view": TENSORS["a"].t()}.items():
-        assert torch.equal(checkpoint.tensors[name], tensor)
+ALONE = World(device=torch.device("cpu"))
+TENSORS = {"a": torch.arange(6.0).view(3, 2), "step": torch.tensor(7.0), "half": torch.ones(2, dtype=torch.bfloat16)}
 
 
-def test_nothing_saved_is_nothing_loaded(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path) is None
-    assert load_checkpoint(tmp_path / "nothere") is None
+def test_one_process_reads_what_it_wrote(tmp_path: Path):
+    save_together(tmp_path, 3, TENSORS, {"loss": 1.5}, ALONE)
+    found = load_together(tmp_path, ALONE)
+    assert found is not None
+    assert (found.step, found.values) == (3, {"loss": 1.5})
+    assert found.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_the_two_newest_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
-    for step in (5, 10, 100, 95):
-        save_checkpoint(tmp_path, step, TENSORS, {})
-    assert steps(tmp_path) == ["step-00000095", "step-00000100"]
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.step == 100
+def test_a_folder_without_checkpoints_has_none(tmp_path: Path):
+    assert load_together(tmp_path, ALONE) is None
+    assert load_together(tmp_path / "none", ALONE) is None
 
 
-def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 5, {"a": torch.zeros(2)}, {})
-    save_checkpoint(tmp_path, 5, {"a": torch.ones(2)}, {})
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.tensors["a"].tolist() == [1.0, 1.0]
+def test_the_two_newest_are_kept(tmp_path: Path):
+    for step in (1, 2, 3, 10):
+        save_together(tmp_path, step, TENSORS, {}, ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
 
 
-def flip_a_byte(folder: Path) -> None:
-    path = folder / "tensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+@pytest.mark.parametrize("damage", ["short", "flipped", "missing", "manifest", "half"])
+def test_a_damaged_one_is_passed_over(damage: str, tmp_path: Path):
+    for step in (1, 2):
+        save_together(tmp_path, step, TENSORS, {}, ALONE)
+    newest = tmp_path / "step-00000002"
+    (file,) = newest.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    if damage == "short":
+        file.write_bytes(data[:-3])
+    elif damage == "flipped":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "manifest":
+        (newest / "checkpoint.json").write_text("{")
+    else:
+        newest.rename(tmp_path / ".step-00000002.tmp")  # killed before it was published
+    found = load_together(tmp_path, ALONE)
+    assert found is not None
+    assert found.step == 1
 
 
-def cut(folder: Path) -> None:
-    path = folder / "tensors"
-    path.write_bytes(path.read_bytes()[:-10])
+def test_what_is_not_torchs_own_format_can_be_read_without_pickle(tmp_path: Path):
+    save_together(tmp_path, 1, TENSORS, {}, ALONE)
+    names = sorted(path.name for path in (tmp_path / "step-00000001").iterdir())
+    assert names == ["checkpoint.json", "rank-00000-of-00001.safetensors"]
+    manifest = json.loads((tmp_path / "step-00000001" / "checkpoint.json").read_text())
+    assert manifest["tensors"]["a"] == {"shape": [3, 2], "parts": [["rank-00000-of-00001.safetensors", 0, 3]]}
 
 
-def lose_tensors(folder: Path) -> None:
-    (folder / "tensors").unlink()
+def test_three_processes_read_what_one_wrote(tmp_path: Path):
+    network = make("decoder").network
+    torch.manual_seed(5)
+    state = {name: torch.randn_like(parameter) for name, parameter in network.named_parameters()}
+    save_together(tmp_path, 4, state, {}, ALONE)
+    ended = run_ranks(3, "read_one", str(tmp_path))
+    assert [process.status for process in ended] == [0, 0, 0], ended
+    (answer, *_) = lines([process.output for process in ended])
+    assert answer["sum"] == pytest.approx(sum(float(t.double().sum()) for t in state.values()))
 
 
-def cut_head(folder: Path) -> None:
-    (folder / "checkpoint.json").write_text('{"step": 10, "sha')
+def test_when_one_process_cannot_write_all_say_so_and_the_last_checkpoint_stays(tmp_path: Path):
+    ended = run_ranks(2, "fail_to_write", str(tmp_path))
+    assert [process.status for process in ended] == [0, 0], ended
+    first, second = lines([process.output for process in ended])
+    assert first["error"].startswith("Process 1 could not save its part: ")
+    assert "is not the folder that the first process writes to" in second["error"]
+    assert "Put the work folder on a disk that all machines share." in second["error"]
+    found = load_together(tmp_path, ALONE)
+    assert found is not None
+    assert found.step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def empty_head(folder: Path) -> None:
-    (folder / "checkpoint.json").write_text("{}")
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, cut, lose_tensors, cut_head, empty_head])
-def test_a_damaged_newest_one_is_passed_over(tmp_path: Path, damage) -> None:
-    save_checkpoint(tmp_path, 5, TENSORS, {"lines": 5})
-    save_checkpoint(tmp_path, 10, TENSORS, {"lines": 10})
-    damage(tmp_path / "step-00000010")
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert (checkpoint.step, checkpoint.values["lines"]) == (5, 5)
-    damage(tmp_path / "step-00000005")
-    assert load_checkpoint(tmp_path) is None
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        save_together(tmp_path / "file", 1, TENSORS, {}, ALONE)
 
 
 def test_what_is_half_written_is_never_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 5, TENSORS, {})
+    save_together(tmp_path, 5, TENSORS, {}, ALONE)
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, 10, TENSORS, {})
-    assert steps(tmp_path) == ["step-00000005"]
-
-
-def test_what_a_killed_process_left_is_no_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 5, TENSORS, {})
-    (tmp_path / ".step-00000010.999.tmp").mkdir()
-    (tmp_path / ".step-00000010.999.tmp" / "tensors").write_bytes(b"half")
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.step == 5
+        save_together(tmp_path, 10, TENSORS, {}, ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005"]
 
 
 def test_a_full_disk_says_so_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 5, TENSORS, {})
+    save_together(tmp_path, 5, TENSORS, {}, ALONE)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match=r"The disk is full: .*step-00000010 could not be written"):
-        save_checkpoint(tmp_path, 10, TENSORS, {})
-    assert steps(tmp_path) == ["step-00000005"]
-
-
-def test_an_optimiser_goes_on_as_if_it_had_never_stopped() -> None:
-    def trained(parameters: list[nn.Parameter], optimizer: torch.optim.AdamW, count: int) -> None:
-        for step in range(count):
-            for number, parameter in enumerate(parameters):
-                parameter.grad = torch.sin(parameter.detach() * (number + 1) + step)
-            optimizer.step()
-
-    def start() -> tuple[list[nn.Parameter], torch.optim.AdamW]:
-        parameters = [nn.Parameter(torch.full((3,), float(n))) for n in range(12)]  # more than ten: order of names
-        return parameters, torch.optim.AdamW(parameters, lr=0.1, fused=True)
-
-    whole, optimizer = start()
-    trained(whole, optimizer, 3)
-    kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer).items()}
-    values = [parameter.detach().clone() for parameter in whole]
-    trained(whole, optimizer, 3)
-
-    again, resumed = start()
-    with torch.no_grad():
-        for parameter, value in zip(again, values, strict=True):
-            parameter.copy_(value)
-    load_optimizer_tensors(resumed, {**kept, "an.adapter": torch.zeros(1)})
-    trained(again, resumed, 3)
-    assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
-    assert all(state["step"] == 6 for state in resumed.state.values())
-
-
-def test_the_numbers_are_plain_json(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 5, TENSORS, {"lines": 5})
-    head = json.loads((tmp_path / "step-00000005" / "checkpoint.json").read_text())
-    assert set(head) == {"step", "sha256", "values"}
+    with pytest.raises(ResourceError, match=r"The disk is full: .* could not be written"):
+        save_together(tmp_path, 10, TENSORS, {}, ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005"]

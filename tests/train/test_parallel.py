@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from danlu.train.checkpoint import load_together
 from danlu.train.parallel import Reducer
-from danlu.train.parallel_checkpoint import load_together
 from danlu.train.world import World
 from tests.train.rank_work import MODELS, lines, train
 from tests.train.ranks import run_ranks

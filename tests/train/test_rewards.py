@@ -12,7 +12,17 @@ import torch
 from danlu.core.errors import ConfigError, DataError
 from danlu.models.rehead import NewScorer, with_head
 from danlu.train.preferences import encode_answer
-from danlu.train.rewards import Exact, Length, Regex, Reward, RewardConfig, Scorer, ValidJson, rewards_of
+from danlu.train.rewards import (
+    Exact,
+    Length,
+    Regex,
+    Reward,
+    RewardConfig,
+    Scorer,
+    ValidJson,
+    rewards_of,
+    weighted,
+)
 
 from .chats import fresh
 
@@ -46,6 +56,12 @@ def test_a_reward_names_one_rule() -> None:
             ConfigError, match=rf"A reward names {count} rules\. Give one of exact, regex, length, json"
         ):
             wrong()
+
+
+def test_rewards_have_names_of_their_own() -> None:
+    rules = [RewardConfig(regex=Regex(pattern=p), weight=w) for p, w in (("a", 1.0), ("b", 0.5))]
+    found = weighted([*rules, RewardConfig(json=ValidJson())], {"mine": Regex(pattern="c")})
+    assert {name: weight for name, (_, weight) in found.items()} == {"mine": 1, "regex": 1, "regex_2": 0.5, "json": 1}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from danlu.models.block import Block
 from danlu.train.parallel import Reducer
 from danlu.train.sharded import is_sharded, whole
-from danlu.train.weights import Weights
-from danlu.train.weights import _adapters as adapters
+from danlu.train.weights import Weights, adapters
 from danlu.train.world import World
 
 _ENTRIES = ("logits", "encode", "embed_images", "embed_texts")

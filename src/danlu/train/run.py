@@ -32,12 +32,12 @@ from danlu.core.memory import release_memory
 from danlu.models.model import Model
 from danlu.train.average import WeightAverage
 from danlu.train.batches import Batches
+from danlu.train.checkpoint import load_together, save_together
 from danlu.train.curve import CurveLog
 from danlu.train.interrupts import HeldBack
 from danlu.train.optim import NamedOptimizer, make_optimizer, settle_name
 from danlu.train.pace import Pace, peak_rss_bytes
 from danlu.train.parallel import spread
-from danlu.train.parallel_checkpoint import load_together, save_together
 from danlu.train.remat import checkpoint_blocks
 from danlu.train.roles import Roles, roles_of
 from danlu.train.settings import Job, RunConfig

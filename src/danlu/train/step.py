@@ -61,17 +61,17 @@ class Step(Generic[Item]):
         run.is_between_steps = False
         while True:
             parts = run.batches.at(run.done.step, world.rank, world.size)
-            pieces = [items for items in _halved(parts, run.done.halvings) if items]
+            pieces = self._even([items for items in _halved(parts, run.done.halvings) if items])
             seed = (run.job.seed * 1_000_003 + run.done.step) * 1_009 + world.rank
             torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
             try:
                 for number, items in enumerate(pieces, start=1):
                     if number == len(pieces):
                         run.reduction.before_last()
-                    self.backward(loss_of(items))
+                    self.backward(loss_of(items) if items else self._idle(loss_of))
                 return
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not _is_out_of_memory(error) or self._is_sharded:
                     raise
                 if all(len(items) <= 1 for items in pieces):
                     raise ResourceError(
@@ -86,6 +86,26 @@ class Step(Generic[Item]):
                 f"Out of memory in step {self.number}: micro-batches are halved, the batch stays the same."
             )
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes compute together, pass by pass."""
+        return self._run.job.world.size > 1 and self._run.config.parallel == "fsdp"
+
+    def _even(self, pieces: list[Sequence[Item]]) -> list[Sequence[Item]]:
+        """Every process makes at least one pass. Sharded weights meet in every pass, so there all make equally many;
+        a process that has less to do makes idle ones."""
+        if not self._is_sharded:
+            return pieces or [()]
+        (most,) = self._run.job.world.max([len(pieces)])
+        return [*pieces, *([()] * (round(most) - len(pieces)))]
+
+    def _idle(self, loss_of: LossOf[Item]) -> Summed:
+        """A pass over some row of the batch that counts for nothing."""
+        run = self._run
+        some = next(items[0] for items in run.batches.at(run.done.step, 0, 1) if items)
+        loss = loss_of([some])
+        return Summed(loss.total * 0.0, 0.0, 0, dict.fromkeys(loss.parts, 0.0))
+
     def backward(self, loss: Summed) -> None:
         """Add one micro-batch's gradient."""
         if loss.total.requires_grad:
@@ -99,12 +119,12 @@ class Step(Generic[Item]):
     def update(self) -> None:
         """Move the weights by the global mean gradient; a step whose gradient is not finite changes nothing."""
         run = self._run
+        run.reduction.finish()
         names = sorted(self._parts)
         asked = float(run.interrupts.is_asked)
         mine = [asked, self._loss, self._count, self._tokens, *(self._parts[name] for name in names)]
         asked, loss, count, tokens, *sums = run.job.world.sum(mine)
         run.interrupts.is_asked = asked > 0  # all processes stop after the same step
-        run.reduction.finish()
         run.weights.scale_gradients(1.0 / max(count, 1e-12))
         run.watch.has_gradients(run, count)
         gradients = {name: m.grad for name, m in run.weights.masters.items() if m.grad is not None}

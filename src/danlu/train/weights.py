@@ -35,7 +35,7 @@ class Weights:
         self._copies: dict[str, nn.Parameter] = {}
         self._lowered: set[str] = set()
         self._frozen: dict[nn.Parameter, Tensor] = {}
-        stays = _adapters(network)
+        stays = adapters(network)
         chosen = {parameter: name for name, parameter in trainable.items()}
         for parameter in network.parameters():
             name = chosen.get(parameter)
@@ -127,7 +127,7 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     return add
 
 
-def _adapters(network: nn.Module) -> set[nn.Parameter]:
+def adapters(network: nn.Module) -> set[nn.Parameter]:
     """Parameters of adapters, which keep fp32 and cast by themselves."""
     return {
         parameter

@@ -2,7 +2,7 @@
 
 One process is a world of its own and talks to nobody. More are started by torchrun (see launch.py), whose environment
 says how they find each other; they meet over gloo on CPUs and over NCCL on GPUs. Objects never travel, only numbers and
-JSON. Knows no model and no gradient (parallel.py), no file (parallel_checkpoint.py).
+JSON. Knows no model and no gradient (parallel.py), no file (checkpoint.py).
 """
 
 from __future__ import annotations

@@ -236,6 +236,20 @@ def test_adapters_in_bf16_end_in_one_number_type(tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(again, items), logits_of(model, items))
 
 
+def test_a_new_head_is_fp32_like_its_body_though_both_compute_in_bf16(body: Path, tmp_path: Path) -> None:
+    model = fresh(body)
+    model.activation_dtype = torch.bfloat16
+    model = with_head(model, labels_of(ROWS), source=body)
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.float32}
+    items = encode_rows(ROWS, model).items
+    before = {name: weight.clone() for name, weight in model.network.state_dict().items()}
+    metrics = train(model, items, items, dataclasses.replace(CONFIG, steps=2), job(tmp_path))
+    assert math.isfinite(metrics["validation"]["loss"])
+    after = model.network.state_dict()
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    assert all(not torch.equal(before[name], after[name]) for name in before if name.startswith("head."))
+
+
 def test_images_are_labelled_too(tmp_path: Path) -> None:
     labels = {"id2label": {0: "dark", 1: "light"}, "label2id": {"dark": 0, "light": 1}}
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

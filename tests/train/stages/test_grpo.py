@@ -36,11 +36,11 @@ CONFIG = GrpoConfig(
     save_every=4,
     validate_every=5,
     lora=LoraConfig(rank=8),
-    optim=PolicyOptim(learning_rate=2e-2, warmup_share=0.0),
+    optim=PolicyOptim(learning_rate=3e-2, warmup_share=0.0),
 )
 
 
-def share_of_low_ids(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float | None]:
+def share_without_letters(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float | None]:
     """People like answers without letters."""
     return [sum(not letter.isalpha() for letter in answer) / max(1, len(answer)) for answer in answers]
 
@@ -49,7 +49,7 @@ def learn(
     model: Model, folder: Path, config: GrpoConfig = CONFIG, display: Display | None = None, **more: Any
 ) -> dict[str, Any]:
     prompts = encode_prompts(pairs(10), model.chat, 80).items
-    more = {"rewards": {"plain": share_of_low_ids}, **more}
+    more = {"rewards": {"plain": share_without_letters}, **more}
     return train(model, prompts[2:], prompts[:2], config, job_in(folder, display), **more)
 
 
@@ -61,38 +61,22 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     "changes",
     [
         {},
-        {"policy": PolicyConfig(loss_type="grpo", kl_weight=0.01), "updates_per_rollout": 2},
+        {"policy": PolicyConfig(loss_type="grpo", kl_weight=0.01), "updates_per_rollout": 2, "steps": 28},
         {"policy": PolicyConfig(loss_type="dr_grpo"), "scale": "none"},
         {"baseline": "leave_one_out", "scale": "none"},
-        {"group_size": 1, "prompts_per_step": 16, "baseline": "batch", "scale": "batch"},
+        {"group_size": 1, "prompts_per_step": 24, "baseline": "batch", "scale": "batch"},
     ],
     ids=["dapo", "grpo with kl", "dr_grpo", "rloo", "reinforce"],
 )
 def test_what_is_rewarded_becomes_likelier(tiny_folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    metrics = learn(fresh(tiny_folder), tmp_path, dataclasses.replace(CONFIG, steps=16, **changes))
+    """Answers of one token: a bandit with as many arms as there are tokens, some of which pay."""
+    config = dataclasses.replace(CONFIG, steps=16, prompts_per_step=4, max_answer_tokens=1)
+    metrics = learn(fresh(tiny_folder), tmp_path, dataclasses.replace(config, **changes))
     rewards = [line["reward"] for line in curve(tmp_path) if "reward" in line]
-    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.05
+    assert sum(rewards[:2]) / 2 < 0.85
+    assert sum(rewards[-4:]) / 4 > 0.9
     assert metrics["last_reward"] == rewards[-1]
-    assert metrics["validation_reward"] is not None
-
-
-def test_a_bandit_finds_its_best_arm(tiny_folder: Path, tmp_path: Path) -> None:
-    """One token, one of two arms in truth: the policy learns to pull the one that pays."""
-    model = fresh(tiny_folder)
-    good, bad = model.chat.tokenizer.encode("A")[0], model.chat.tokenizer.encode("B")[0]
-
-    def pull(model: Model, prompts: Sequence[list[int]], options: Sequence[GenerateOptions]) -> list[list[Completion]]:
-        only = {token: 0.0 for token in range(model.config.vocabulary_size) if token not in (good, bad)}
-        arms = [dataclasses.replace(one, logit_bias=dict.fromkeys(only, -100.0)) for one in options]
-        return write_answers(model, prompts, arms)
-
-    def pays(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float | None]:
-        return [float(answer == "A") for answer in answers]
-
-    config = dataclasses.replace(CONFIG, steps=12, max_answer_tokens=1)
-    learn(model, tmp_path, config, rewards={"pays": pays}, rollout=pull)
-    rewards = [line["reward"] for line in curve(tmp_path) if "reward" in line]
-    assert sum(rewards[-3:]) / 3 > 0.9
+    assert metrics["validation_reward"] > 0.9
 
 
 def test_the_curve_tells_what_was_written(tiny_folder: Path, tmp_path: Path) -> None:
@@ -166,7 +150,7 @@ class _Kept:
             model=model,
             order=order,
             options=GenerateOptions(max_tokens=5, temperature=1.0, n=6),
-            rewards={"plain": (share_of_low_ids, 1.0)},
+            rewards={"plain": (share_without_letters, 1.0)},
             rollout=write_answers,
             job=job_in(folder),
             needs_old=True,

@@ -21,6 +21,7 @@ from danlu.models.load import load_model
 from danlu.models.save import save_model
 from danlu.train.held_out import held_out
 from danlu.train.initial import InitialConfig
+from danlu.train.lora import LoraConfig
 from danlu.train.objectives.denoise import DenoiseConfig
 from danlu.train.objectives.masked import MaskedConfig
 from danlu.train.objectives.spans import SpansConfig
@@ -126,8 +127,8 @@ def test_a_bf16_run_follows_the_fp32_one(
 ) -> None:
     """fp32 masters keep the small updates that bf16 weights would lose."""
     model = fresh()
-    metrics = train(model, shards, tmp_path / "work", dataclasses.replace(CONFIG, precision="bf16"))
-    assert metrics["precision"] == "bf16"
+    model.activation_dtype = torch.bfloat16
+    train(model, shards, tmp_path / "work")
     exact, half = ([line["loss"] for line in lines if "loss" in line] for lines in (whole[1], curve(tmp_path / "work")))
     assert half == pytest.approx(exact, rel=0.01)
     assert half != exact
@@ -167,6 +168,15 @@ def test_twenty_steps_are_those_of_a_plain_torch_loop(shards: Path, tmp_path: Pa
     assert ours == pytest.approx(theirs, rel=1e-4)
     merged = dict(peer.named_parameters())["model.embed_tokens.weight"]
     torch.testing.assert_close(model.network.state_dict()["embedding.tokens.weight"], merged, rtol=1e-3, atol=2e-4)
+
+
+def test_an_adapter_learns_and_the_base_stays(shards: Path, tmp_path: Path) -> None:
+    """Further pre-training of a model with LoRA."""
+    model = fresh(initial=InitialConfig(spread=0.3))
+    before = model.network.state_dict()["stack.blocks.0.mixer.inner.qkv.weight"].clone()
+    metrics = train(model, shards, tmp_path / "work", dataclasses.replace(CONFIG, lora=LoraConfig(rank=4)))
+    assert metrics["last_loss"] < metrics["first_loss"]
+    assert torch.equal(model.network.state_dict()["stack.blocks.0.mixer.inner.qkv.base.weight"], before)
 
 
 # ---- splitting, stopping and going on --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertModel
 
 from danlu.core.errors import ConfigError, DataError, TrainError
 from danlu.models.load import load_model
@@ -28,7 +28,7 @@ from ..opinions import job_in, pairs
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = RewardModelConfig(
-    epochs=4,
+    epochs=10,
     rows_per_step=8,
     max_row_tokens=80,
     save_every=3,
@@ -87,11 +87,11 @@ def test_micro_batches_change_nothing(tiny_folder: Path, tmp_path: Path) -> None
 
 
 def test_an_encoder_reads_a_pair_of_texts(tmp_path: Path) -> None:
-    save_encoder(tmp_path / "bert")
+    save_encoder(tmp_path / "bert", BertModel)
     model = with_head(load_model(tmp_path / "bert", precision="fp32"), NewScorer(), seed=1, source=tmp_path / "bert")
     rows = encode_rows([{**row, "margin": 0.5} for row in pairs(12)], model, 40)
     assert rows.items[0].chosen[1].count(1) > 0, "the answer is the second text"
-    metrics = train(model, rows.items, rows.items, dataclasses.replace(CONFIG, epochs=10), job_in(tmp_path))
+    metrics = train(model, rows.items, rows.items, CONFIG, job_in(tmp_path))
     assert metrics["last_loss"] < metrics["first_loss"]
 
 

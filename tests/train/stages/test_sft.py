@@ -18,9 +18,9 @@ from danlu.models.loaded import LoadedModel
 from danlu.models.model import Model
 from danlu.text.chat import ChatFormat
 from danlu.train.adapter import lora_state, save_adapter
+from danlu.train.checkpoint import load_together
 from danlu.train.lora import LoraConfig
 from danlu.train.optim import OptimConfig, rate_at
-from danlu.train.parallel_checkpoint import load_together
 from danlu.train.run import MAX_SKIPPED_STEPS, Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 from danlu.train.world import World
