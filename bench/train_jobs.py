@@ -84,7 +84,7 @@ def launch(name: str, system: System, settings: dict[str, Any], out: Path) -> No
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(settings["threads"]), "MKL_NUM_THREADS": str(settings["threads"]),
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HOME": str(FOLDER / "hf"),
-        "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore",
+        "CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_CACHE_DIR": str(FOLDER / "inductor"), "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     path = out / "settings.json"
     path.write_text(json.dumps({**settings, "out": str(out), "launched": time.monotonic()}), encoding="utf-8")

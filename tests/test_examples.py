@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import BertForMaskedLM, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import danlu
 from danlu.core.files import write_jsonl
+from tests.models.encoders import save_encoder
 from tests.tiny import shop_rows, write_shop
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(60)]
@@ -160,6 +161,24 @@ def test_train_tokenizer(run: Run, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("\n\n".join(str(row["Review Text"]) for row in shop_rows(200)))
     assert run("train_tokenizer.py", "other", "300", "more.txt").startswith("en: ")
     assert Path("other/tokenizer.json").is_file()
+
+
+def test_train_classifier(run: Run, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "bert", BertForMaskedLM)
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": f"the {w} sat", "label": w} for w in ("cat", "dog") * 15])
+    lines = run("train_classifier.py", "bert", "rows.jsonl", "out", "a cat sat").splitlines()
+    assert lines[0].startswith("loss ")
+    assert "validation_loss" in lines[-2]
+    assert re.fullmatch(r"0\.\d\d (cat|dog): a cat sat", lines[-1])
+    assert Path("out/model.safetensors").is_file()
+
+
+def test_train_embedder(run: Run, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "bert", BertForMaskedLM)
+    write_jsonl(tmp_path / "rows.jsonl", [{"query": f"a {w}", "positive": f"the {w} sat"} for w in ("cat", "dog") * 9])
+    lines = run("train_embedder.py", "bert", "rows.jsonl", "out").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["loss", "recall_at_1", "recall_at_10", "mrr"]
+    assert Path("out/modules.json").is_file()
 
 
 def test_every_example_is_run_here_short_and_says_how_to_run_it(root: Path) -> None:

@@ -18,8 +18,8 @@ from tests.models.families import FAMILIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = plugins.names("models.archs")
-APART = {"resnet", "mobilenet_v2", "transformer"}
-"""Convolutions, which have no blocks to adapt or to quantise, and a family of our own: each has tests of its own."""
+APART = {"resnet", "mobilenet_v2", "transformer", "recommender"}
+"""Convolutions, which have no blocks to adapt or to quantise, and families of our own: each has tests of its own."""
 
 
 @cache

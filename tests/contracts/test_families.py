@@ -5,6 +5,7 @@ The cases are in tests/models/cases/; each is a tiny model of transformers with 
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,30 @@ def test_packed_rows_answer_as_each_row_alone(pair: Pair) -> None:
     model, compare = pair.load(), pair.case.compare
     alone = [compare.ours(model, [row])[0] for row in compare.rows(pair.case)]
     same(pair.ours(model), alone, 1e-5)
+
+
+def gradients(pair: Pair, model: Model, batches: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Of every weight, of a scalar to which every number of every answer adds its own share; batch after batch."""
+    compare = pair.case.compare
+    rows = compare.rows(pair.case)
+    answer = inspect.unwrap(type(compare).ours)  # with gradients
+    model.network.zero_grad()
+    for batch in batches:
+        loss = torch.zeros(())
+        for number, found in zip(batch, answer(compare, model, [rows[i] for i in batch]), strict=True):
+            loss = loss + (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(number))).sum()
+        loss.backward()
+    return {name: weight.grad for name, weight in model.network.named_parameters() if weight.grad is not None}
+
+
+def test_packed_rows_give_the_gradients_of_each_row_alone(pair: Pair) -> None:
+    model = pair.load()
+    model.network.requires_grad_(True)
+    everything = range(len(pair.case.compare.rows(pair.case)))
+    packed, alone = (gradients(pair, model, batches) for batches in ([everything], [[i] for i in everything]))
+    assert packed.keys() == alone.keys() == {name for name, _ in model.network.named_parameters()}
+    for name, gradient in packed.items():
+        assert (gradient - alone[name]).norm() <= 1e-4 * alone[name].norm(), name
 
 
 def test_saving_and_loading_again_changes_no_tensor(pair: Pair, tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ class Popularity:
 class ItemKnn:
     """Items had by the same users: the sum of cosines with the items of a history (Deshpande & Karypis 2004).
 
-    Each item keeps its ``neighbours`` nearest ones; ``shrink`` is added to the product of lengths, so that what few
-    users had counts less.
+    Each item keeps its ``neighbours`` nearest ones; ``shrink`` is added to the product of lengths, so that what
+    very few users had counts less.
     """
 
     def __init__(
-        self, histories: Sequence[Sequence[int]], num_ids: int, *, neighbours: int = 100, shrink: float = 10.0
+        self, histories: Sequence[Sequence[int]], num_ids: int, *, neighbours: int = 50, shrink: float = 1.0
     ) -> None:
         users = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
         items = np.fromiter((i for some in histories for i in some), dtype=np.int64)

@@ -105,7 +105,7 @@ def with_head(model: Model, wanted: NewHead, *, seed: int = 0, source: Path | No
     _move_body(model, network)
     if source is not None and model.scheme is None:
         _read_spare(model, network, source)
-    _begin(network, seed, model.activation_dtype, model.device)
+    _begin(network, seed, _number_type(model), model.device)
     network.tie()
     network.train(model.network.training)
     made = Model(
@@ -226,7 +226,13 @@ def _read_spare(model: Model, network: Network, path: Path) -> None:
             continue
         weight = source.join(lambda name, files=files: checkpoint.tensors.read(str(files[name])), state[ours].shape)
         if weight.shape == state[ours].shape:
-            _put(network, ours, weight, model.activation_dtype, model.device)
+            _put(network, ours, weight, _number_type(model), model.device)
+
+
+def _number_type(model: Model) -> torch.dtype:
+    """That of the body's weights; one that is about to train has them in fp32 though it computes in bf16."""
+    kinds = (weight.dtype for weight in model.network.parameters() if weight.is_floating_point())
+    return next(kinds, model.activation_dtype)
 
 
 def _begin(network: Network, seed: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -140,6 +140,20 @@ class RewardConfig:
 _RULES = ("exact", "regex", "length", "json")
 
 
+def weighted(rules: Sequence[RewardConfig], functions: Mapping[str, Reward]) -> dict[str, tuple[Reward, float]]:
+    """Rewards by name, with their weights: rules are called as in the config, the second of a kind gets a number.
+
+    Raises ConfigError when there is none.
+    """
+    found: dict[str, tuple[Reward, float]] = {name: (reward, 1.0) for name, reward in functions.items()}
+    for rule in rules:
+        same = sum(name.partition("_")[0] == rule.name for name in found)
+        found[f"{rule.name}_{same + 1}" if same else rule.name] = (rule.rule, rule.weight)
+    if not found:
+        raise ConfigError("rewards is empty.", "Name a rule such as exact, or give a function.")
+    return found
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A reward model's opinion (train/stages/reward)."""

@@ -57,6 +57,7 @@ def test_a_recipe_makes_a_model_from_text_alone(recipe: Path, tmp_path: Path) ->
     assert metrics["last_loss"] < metrics["first_loss"]
     assert metrics["held_out_bits_per_byte"] > 0
     assert (base.path / "log.jsonl").is_file()
+    assert "Pre-training" in (base.path / "training.html").read_text(encoding="utf-8")
     model = load_model(base.path)
     assert model.num_parameters() == new.manifest.metrics["parameters"]
     assert json.loads((base.path / "config.json").read_text())["torch_dtype"] == "float32"

@@ -214,6 +214,7 @@ def test_without_a_reward_nothing_starts(tiny_folder: Path, tmp_path: Path) -> N
         ({"temperature": 0.0}, r"temperature is 0\.0\. Use a positive number: answers must differ"),
         ({"group_size": 1}, r"group_size is 1: an answer alone cannot be compared with its group\. Use 2 or more"),
         ({"group_size": 1, "baseline": "batch"}, r"group_size is 1: .*scale: batch"),
+        ({"parallel": "fsdp"}, r"parallel is fsdp\. Each process writes answers with all weights: use ddp"),
         (
             {"lora": None, "policy": PolicyConfig(kl_weight=0.1)},
             r"policy\.kl_weight is given without lora\. The reference is the model without an adapter",

@@ -9,11 +9,10 @@ from danlu.core.files import sha256_file
 from danlu.data.loader import TokenSource
 from danlu.data.shards import TokenShards
 from danlu.flow.recipe import ANY_INPUT, RecipeStage
+from danlu.flow.training import Training
 from danlu.lineage.stage import StageContext
-from danlu.models.load import load_model
-from danlu.models.save import save_model
-from danlu.train.run import Job
 from danlu.train.stages.pretrain import PretrainConfig, pretrain
+from danlu.train.start import load_to_train
 
 
 class Pretrain(RecipeStage[PretrainConfig]):
@@ -22,24 +21,27 @@ class Pretrain(RecipeStage[PretrainConfig]):
     config_type = PretrainConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from: a new one, or a trained one",
         "tokens": "shards: train/ and validation/ of the tokenize stage",
     }
     optional_inputs: Mapping[str, str] = {ANY_INPUT: "more shards; only their train/ is used"}
 
+    def kind_of(self, config: PretrainConfig) -> str:
+        return "adapter" if config.lora is not None else "model"
+
     def run(self, config: PretrainConfig, context: StageContext) -> dict[str, Any]:
+        training = Training(context, "Pre-training", config)
         folders = [path for name, path in context.inputs.items() if name not in ("model", "tokens")]
         train = [TokenSource(shards=TokenShards(f / "train")) for f in (context.inputs["tokens"], *folders)]
         validation = TokenShards(context.inputs["tokens"] / "validation")
         _check_tokenizer(context, [source.shards for source in train])
-        model = load_model(context.inputs["model"], precision="fp32")
-        job = Job(
-            work=context.work, log_path=context.output / "log.jsonl", events=context.events, seed=context.seed
-        )  # fmt: skip
-        metrics = pretrain(model, train, validation, config, job)
-        save_model(model, context.output)
-        return metrics
+        model = load_to_train(context.inputs["model"], config)
+        precision = model.precision
+        metrics = pretrain(model, train, validation, config, training.job)
+        training.save(model, config, base=context.artifacts["model"].id)
+        return training.finish({**metrics, "precision": precision})
 
 
 def _check_tokenizer(context: StageContext, shards: list[TokenShards]) -> None:

@@ -17,8 +17,12 @@ from danlu.flow.recipe import RecipeStage
 from danlu.flow.training import Training
 from danlu.lineage.stage import StageContext
 from danlu.models.save import save_model
-from danlu.train.histories import FIRST, HistoryColumns, read_histories, windows
-from danlu.train.stages.rank import RecommenderConfig, new_recommender, ranking_scores, ranks, train
+from danlu.train.histories import FIRST, Histories, HistoryColumns, read_histories, windows
+from danlu.train.ranking import ranking_scores, ranks
+from danlu.train.stages.rank import RecommenderConfig, new_recommender, train
+
+NEIGHBOURS = (20, 50, 100, 200, 1000)
+"""Numbers of neighbours that the item-kNN baseline may choose from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +53,19 @@ class Rank(RecipeStage[RankStageConfig]):
         metrics = train(model, windows(found.train, config.max_items), found.validation, config, training.job)
         if training.job.world.is_first:
             save_model(model, context.output)
-        test: dict[str, Any] = {}
-        if found.test:
-            cases, num_ids = [(case.history, case.target) for case in found.test], FIRST + len(found.items)
-            test = {
-                "test": ranking_scores(*ranks(model, found.test)),
-                "test_popularity": ranking_scores(places(Popularity(found.train, num_ids), cases)),
-                "test_item_knn": ranking_scores(places(ItemKnn(found.train, num_ids), cases)),
-            }
+        test = {"test": ranking_scores(*ranks(model, found.test)), **baselines(found)} if found.test else {}
         return training.finish({**metrics, **found.counts, **test})
+
+
+def baselines(found: Histories) -> dict[str, Any]:
+    """What the model has to beat on the test cases; the number of neighbours is the best one on validation cases."""
+    num_ids = FIRST + len(found.items)
+    watched, cases = ([(case.history, case.target) for case in some] for some in (found.validation, found.test))
+    popular = ranking_scores(places(Popularity(found.train, num_ids), cases))
+    tried = {count: ItemKnn(found.train, num_ids, neighbours=count) for count in NEIGHBOURS}
+    best = max(tried, key=lambda count: ranking_scores(places(tried[count], watched))["ndcg_at_10"])
+    near = ranking_scores(places(tried[best], cases))
+    return {"test_popularity": popular, "test_item_knn": {**near, "neighbours": best}}
 
 
 def _only_file(folder: Path) -> Path:

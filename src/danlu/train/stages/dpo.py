@@ -160,7 +160,7 @@ class _Comparing:
             return
         was_training = self._model.network.training
         self._model.network.eval()
-        ratios = [self._read(rows, places=(1,))[1].ratios.sum() for rows in parts if rows]
+        ratios = [self._read(rows or [0], places=(1,))[1].ratios.sum() * bool(rows) for rows in parts]
         self._model.network.train(was_training)
         sums = [float(sum(ratios)), float(sum(len(rows) for rows in parts))]
         total, count = sums if world is None else world.sum(sums)

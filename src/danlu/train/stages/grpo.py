@@ -3,9 +3,9 @@
     prompts = encode_prompts(rows, model.chat, config.max_prompt_tokens).items
     metrics = train(model, prompts, [], GrpoConfig(rewards=(RewardConfig(exact=Exact()),)), job)
 
-GRPO (Shao et al. 2024), DAPO and Dr. GRPO by settings of ``policy``; REINFORCE and bandits (one answer, one reward) with
-``baseline: batch`` or leave_one_out. How answers are written is an argument; what they are worth is said by rules of
-the config and by functions that are given.
+GRPO (Shao et al. 2024), DAPO and Dr. GRPO by settings of ``policy``; REINFORCE and bandits (one answer, one reward)
+with ``baseline: batch`` or leave_one_out. How answers are written is an argument; what they are worth is said by rules
+of the config and by functions that are given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from danlu.train.losses.completions import read_completions
 from danlu.train.losses.policy import Baseline, PolicyConfig, Scale, advantages, policy_loss, reduce
 from danlu.train.method import prepare, rates
 from danlu.train.optim import OptimConfig
-from danlu.train.rewards import Reward, RewardConfig
+from danlu.train.rewards import Reward, RewardConfig, weighted
 from danlu.train.rollout import Asked, Rollout, Try, TryBatches, Trying, describe, write_answers
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
 
@@ -80,6 +80,8 @@ class GrpoConfig(RunConfig):
                 "group_size is 1: an answer alone cannot be compared with its group.",
                 "Use 2 or more, or baseline: batch and scale: batch.",
             )
+        if self.parallel == "fsdp":
+            raise ConfigError("parallel is fsdp.", "Each process writes answers with all weights: use ddp.")
         if self.policy.kl_weight and self.lora is None:
             raise ConfigError(
                 "policy.kl_weight is given without lora.", "The reference is the model without an adapter."
@@ -108,7 +110,7 @@ def train(
         options=GenerateOptions(
             max_tokens=config.max_answer_tokens, temperature=config.temperature, n=config.group_size
         ),
-        rewards=_weighted(config.rewards, rewards or {}),
+        rewards=weighted(config.rewards, rewards or {}),
         rollout=rollout,
         job=job,
         needs_old=config.updates_per_rollout > 1,
@@ -145,17 +147,6 @@ def train(
         "validation_reward": found["validation_reward"][-1] if found["validation_reward"] else None,
         "trainable_share": metrics["trainable_parameters"] / base_parameters,
     }
-
-
-def _weighted(rules: Sequence[RewardConfig], functions: Mapping[str, Reward]) -> dict[str, tuple[Reward, float]]:
-    """Rewards by name: rules are called as in the config, with a number from the second of a kind on."""
-    found: dict[str, tuple[Reward, float]] = {name: (reward, 1.0) for name, reward in functions.items()}
-    for rule in rules:
-        same = sum(name.partition("_")[0] == rule.name for name in found)
-        found[f"{rule.name}_{same + 1}" if same else rule.name] = (rule.rule, rule.weight)
-    if not found:
-        raise ConfigError("rewards is empty.", "Name a rule such as exact, or give a function.")
-    return found
 
 
 def _compared(groups: Sequence[Sequence[Try]], config: GrpoConfig) -> list[tuple[Try, float]]:

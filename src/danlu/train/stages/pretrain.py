@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from danlu.core.device import compute_dtype
 from danlu.core.errors import ConfigError, DataError
 from danlu.data.loader import Documents, LoaderConfig, TokenLoader, TokenSource
 from danlu.data.shards import TokenShards
-from danlu.models.model import Model, Precision
+from danlu.models.model import Model
 from danlu.train.held_out import held_out
-from danlu.train.method import MethodConfig, prepare
+from danlu.train.method import prepare, rates
 from danlu.train.objectives.asked import Asked, AskedBatches, join, summed_loss
 from danlu.train.objectives.choose import Chosen, Objective, choose
 from danlu.train.objectives.denoise import DenoiseConfig
 from danlu.train.objectives.masked import MaskedConfig
 from danlu.train.objectives.spans import SpansConfig
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
-
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +38,6 @@ class PretrainConfig(RunConfig):
     documents: Documents = "packed"
     """packed: whole documents in a sequence, longer ones cut; chunked: documents end to end, cut into equal sequences,
     each document's piece a row of its own; joined: the same, a sequence is one row and documents see what is before."""
-    precision: Precision | None = None
-    """Number type to compute in; left out: bf16 where the machine is fast at it, else fp32. Weights are learnt in fp32."""
     z_loss: float = 0.0
     """Weight of log² Z in the loss, which keeps logits from drifting; 1e-4 is usual in long runs."""
     masked: MaskedConfig | None = None
@@ -77,10 +71,9 @@ class PretrainConfig(RunConfig):
 def pretrain(
     model: Model, train: Sequence[TokenSource], validation: TokenShards | None, config: PretrainConfig, job: Job
 ) -> dict[str, Any]:
-    """Train all weights of ``model`` in place; returns metrics.
+    """Train ``model`` in place; returns metrics.
 
-    Load it in fp32: so its weights are learnt and left, whatever it computes in. During the run
-    ``max_validation_rows`` held-out documents are watched, at its end a decoder reads all of them.
+    During the run ``max_validation_rows`` held-out documents are watched, at its end a decoder reads all of them.
     """
     chosen = choose(model, config.objective, config.sequence_length, config.documents)
     _check_fit(model, [*(source.shards for source in train), *([validation] if validation else [])], config)
@@ -89,21 +82,19 @@ def pretrain(
     )  # fmt: skip
     batches = AskedBatches(loader, chosen.ask, seed=job.seed, tokens_per_step=config.tokens_per_step)
     watched = _Watched(model, validation, config, chosen)
-    model.activation_dtype = compute_dtype(model.device) if config.precision is None else _DTYPES[config.precision]
-    computed_in = model.precision
 
     def loss_of(parts: Sequence[Asked]) -> Summed:
         return summed_loss(model.network, join(parts), z_weight=config.z_loss)
 
-    with TrainingRun(model, prepare(model, MethodConfig()), config, batches, job) as run:
+    parameters = prepare(model, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()
             if watched.is_there and step.validates:
                 with step.validating():
                     step.report(watched.read())
-    model.activation_dtype = next(model.network.parameters()).dtype
-    return {**run.metrics(), **watched.read_all(), "precision": computed_in}
+    return {**run.metrics(), **watched.read_all()}
 
 
 class _Watched:

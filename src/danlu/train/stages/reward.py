@@ -139,14 +139,15 @@ def train(
                 with step.validating():
                     step.report(score(watched))
     metrics = run.metrics()
-    with torch.no_grad():
-        final = score(watched) if watched else {}
     return {
         **metrics,
         "train_rows": len(train_rows),
         "trainable_share": metrics["trainable_parameters"] / base_parameters,
-        "validation": final,
+        "validation": {name: run.curve.values(name)[-1] for name in _VALIDATED if run.curve.values(name)},
     }
+
+
+_VALIDATED = ("validation_loss", "validation_rewards/accuracy", "validation_rewards/margin")
 
 
 def both_rewards(model: Model, pairs: Sequence[Ranked]) -> tuple[Tensor, Tensor]:
