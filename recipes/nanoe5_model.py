@@ -107,7 +107,7 @@ def renamed(tensors: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     for name, array in tensors.items():
         place, _, rest = name.partition(".")
         if place == "emb" and rest in tables:
-            found.append((f"embeddings.{tables[rest]}.weight", array))
+            found.append((f"embeddings.{tables[rest]}", array))
             continue
         part, _, kind = rest.partition(".")
         ending = {"w": "weight", "b": "bias"}[kind]

@@ -28,6 +28,7 @@ from danlu.train.parallel import ParallelKind, Reducer, spread
 from danlu.train.remat import checkpoint_blocks
 from danlu.train.weights import trainable
 from danlu.train.world import World
+from tests.train.rank_sft import finetune_all, finetune_cramped
 
 VOCABULARY = 50
 STEPS = 10
@@ -226,9 +227,8 @@ def count_up(world: World, folder: str, fault: str) -> dict[str, Any]:
     return {"started": started, "total": float(total)}
 
 
-WORK: dict[str, Callable[..., dict[str, Any]]] = {
-    work.__name__: work for work in (train_all, read_one, talk, fail_to_write, talk_to_nobody, count_up)
-}
+_WORK = (train_all, read_one, talk, fail_to_write, talk_to_nobody, count_up, finetune_all, finetune_cramped)
+WORK: dict[str, Callable[..., dict[str, Any]]] = {work.__name__: work for work in _WORK}
 
 
 def main(name: str, *arguments: str) -> int:

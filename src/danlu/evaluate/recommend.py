@@ -52,7 +52,7 @@ class ItemKnn:
         table = csr_array((np.ones(len(items)), (users, items)), shape=(len(histories), num_ids))
         together = (table.T @ table).toarray()
         lengths = np.sqrt(together.diagonal())
-        likeness = together / (np.outer(lengths, lengths) + shrink)
+        likeness = together / np.maximum(np.outer(lengths, lengths) + shrink, 1e-12)  # 0 for what nobody had
         np.fill_diagonal(likeness, 0.0)
         if neighbours < num_ids:
             least = np.partition(likeness, num_ids - neighbours, axis=1)[:, [num_ids - neighbours]]

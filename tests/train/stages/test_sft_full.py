@@ -91,7 +91,7 @@ def test_ten_steps_are_those_of_a_hand_written_loop(
     train(model, tmp_path / "work", dataclasses.replace(FULL, **changes))
     assert losses(tmp_path / "work") == pytest.approx(by_hand[0], abs=1e-5)
     save_model(model, tmp_path / "saved")
-    again, found = LlamaForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True, dtype=torch.float32)
+    again, found = LlamaForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True, dtype=torch.float32)  # pyright: ignore[reportGeneralTypeIssues]
     assert not any(found.values())
     for name, theirs in by_hand[1].state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], theirs, atol=1e-4, rtol=1e-4, msg=name)
@@ -142,12 +142,13 @@ CRASHED: dict[str, dict[str, Any]] = {
     "muon": {"optim": optim(name="muon")},
     "8bit": {"optim": optim(name="adamw8bit")},
     "sgd": {"optim": optim(name="sgd", learning_rate=0.3)},
-    "best": {"keep": "best", "patience": 2, "optim": optim(learning_rate=0.05)},
-    "best-averaged": {"keep": "best", "optim": optim(ema_decay=0.7, learning_rate=0.05)},
+    "best": {"keep": "best", "optim": optim(learning_rate=0.2, schedule="constant")},
+    "best-patience": {"keep": "best", "patience": 1, "optim": optim(learning_rate=0.2, schedule="constant")},
+    "best-averaged": {"keep": "best", "optim": optim(ema_decay=0.5, learning_rate=0.2, schedule="constant")},
     "bf16": {"precision": "bf16"},
     "bf16-averaged-muon-best": {
         "precision": "bf16", "keep": "best", "micro_tokens": 50, "recompute": "half",
-        "optim": optim(name="muon", ema_decay=0.5, learning_rate=0.05),
+        "optim": optim(name="muon", ema_decay=0.5, learning_rate=1.0, schedule="constant"),
     },
 }  # fmt: skip
 
@@ -170,6 +171,7 @@ def test_crashed_twice_it_ends_with_the_same_weights(tiny_folder: Path, tmp_path
     assert curves[0] == curves[1]
     kept = ("steps", "best_step", "best_validation_loss", "stopped_early", "skipped_steps", "last_loss")
     assert {key: resumed[key] for key in kept} == {key: metrics[key] for key in kept}
+    assert metrics["stopped_early"] == bool(config.patience)
     if config.keep == "best":
         assert metrics["best_step"] < metrics["steps"], "the last weights are not the best, so this says something"
 
@@ -200,7 +202,7 @@ def test_ten_times_the_rows_are_each_seen_once_an_epoch(tiny_folder: Path, tmp_p
     metrics = run_on(model, rows, tmp_path / "work", epochs=1.0, tokens_per_step=2000)
     assert metrics["steps"] == batches.per_epoch
     assert metrics["packing_fill"] > 0.95
-    assert metrics["last_loss"] < 0.7 * metrics["first_loss"]
+    assert metrics["last_loss"] < 0.8 * metrics["first_loss"]
 
 
 def test_a_row_ten_times_as_long_stands_beside_short_ones(tiny_folder: Path, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_without_validation_rows_the_last_weights_are_kept(tiny_folder: Path, tm
 def test_one_row_is_learnt_by_heart(tiny_folder: Path, tmp_path: Path) -> None:
     model = fresh(tiny_folder)
     rows = encode_rows(chats(1), model.chat, 80).encoded
-    metrics = run_on(model, rows, tmp_path / "work", rows, steps=40, optim=OptimConfig(learning_rate=1e-2))
+    metrics = run_on(model, rows, tmp_path / "work", rows, steps=16, optim=OptimConfig(learning_rate=3e-2))
     assert metrics["last_loss"] < 0.05
     assert metrics["validation_loss"] < 0.05
 
@@ -252,7 +254,7 @@ def test_parts_of_an_epoch_are_rounded_to_steps_of_which_there_is_one_at_least(
     tiny_folder: Path, tmp_path: Path, epochs: float, steps: int
 ) -> None:
     model = fresh(tiny_folder)
-    rows = encode_rows(chats(12), model.chat, 80).encoded
+    rows = encode_rows(chats(6), model.chat, 80).encoded
     assert RowBatches(rows, lambda row: len(row.ids), seed=3, tokens_per_step=80).per_epoch == 6
     assert run_on(model, rows, tmp_path / "work", epochs=epochs, tokens_per_step=80)["steps"] == steps
 
@@ -278,6 +280,6 @@ def test_rows_in_other_scripts_are_learnt(tiny_folder: Path, tmp_path: Path) -> 
         learnt = [i for i, flag in zip(row.ids, row.is_answer, strict=True) if flag]
         assert model.chat.tokenizer.decode(learnt) == answer
     metrics = run_on(
-        model, encoded, tmp_path / "work", steps=40, tokens_per_step=600, optim=OptimConfig(learning_rate=1e-2)
+        model, encoded, tmp_path / "work", steps=16, tokens_per_step=600, optim=OptimConfig(learning_rate=3e-2)
     )
     assert metrics["last_loss"] < 0.1 * metrics["first_loss"]
