@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from danlu.core import plugins
@@ -80,6 +81,8 @@ def test_a_model_read_from_a_file_saves_as_a_folder_of_the_same_model(file: File
     before, after = model.network.state_dict(), again.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert again.config == model.config
+    (name,) = model.theirs["architectures"]  # the class that opens the folder elsewhere
+    assert getattr(transformers, name).config_class.model_type == model.architecture.model_type
 
 
 def test_its_tensors_are_written_as_they_are_read(file: File, tmp_path: Path) -> None:

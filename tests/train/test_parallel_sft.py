@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from danlu.train.world import World
-from tests.train.rank_sft import CASES, KINDS, losses, run, save
+from tests.train.rank_sft import CASES, KINDS, LARGE, losses, run, save
 from tests.train.rank_work import lines
 from tests.train.ranks import run_ranks
 
@@ -68,8 +68,8 @@ def test_one_process_goes_on_from_what_two_have_saved(
 def test_a_process_that_runs_out_of_memory_halves_what_it_does_at_once(tiny_folder: Path, tmp_path: Path) -> None:
     ended = run_ranks(2, "finetune_cramped", str(tiny_folder), str(tmp_path), "ddp")
     assert [process.status for process in ended] == [0, 0], ended
-    run(tiny_folder, tmp_path / "roomy", CASES["full"], ALONE)
-    assert losses(tmp_path / "cramped-ddp") == pytest.approx(losses(tmp_path / "roomy"), abs=1e-5)
+    run(tiny_folder, tmp_path / "roomy", LARGE, ALONE)
+    assert losses(tmp_path / "cramped-ddp") == pytest.approx(losses(tmp_path / "roomy"), abs=1e-4)
 
 
 def test_where_weights_are_spread_running_out_of_memory_says_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:

@@ -94,12 +94,19 @@ def read_scheme(folder: Path) -> str | None:
     return scheme
 
 
+_CLASSES = {"gpt2": "GPT2LMHeadModel", "gemma3_text": "Gemma3ForCausalLM"}
+"""What transformers calls models of these families; all other names are the family's and ForCausalLM."""
+
+
 def read_gguf_config(file: GGUFFile) -> tuple[Architecture, dict[str, Any]]:
     """The family of a GGUF file and its metadata as a config.json."""
     architecture = _gguf_architecture(str(file.metadata.get("general.architecture", "(none)")))
     factors = {name: file.read(name) for name in GGUF_FACTORS if name in file.names()}
     theirs = architecture.config_from_gguf(file.metadata, factors)
     theirs["tie_word_embeddings"] = "output.weight" not in file.names()
+    family = architecture.model_type
+    plain = f"{family.title().replace('_', '')}ForCausalLM"
+    theirs["architectures"] = [_CLASSES.get(family, plain)]
     return architecture, theirs
 
 

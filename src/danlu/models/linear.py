@@ -28,7 +28,8 @@ class Linear(nn.Linear):
             t is not None and t.requires_grad for t in (input, self.weight, self.bias)
         )
         product: Any = _Product.apply if tracked else multiply
-        return product(rows, self.weight, self.bias).view(*input.shape[:-1], -1)
+        found = product(rows, self.weight, self.bias)
+        return found if input.dim() == 2 else found.view(*input.shape[:-1], -1)  # FSDP2 warns of views
 
 
 class FusedLinear(Linear):

@@ -39,6 +39,7 @@ def _encode(row: Mapping[str, Any], chat: ChatFormat) -> RenderedChat:
             f"A row has the keys {', '.join(row) or '(none)'}.", "Give messages, prompt and completion, or text."
         )
     tokenizer = chat.tokenizer
-    begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
-    ids = [*begin, *tokenizer.encode(text), *sorted(tokenizer.end_ids)[:1]]
+    end = sorted(tokenizer.end_ids)[:1]
+    begin = [] if tokenizer.begin_id is None or [tokenizer.begin_id] == end else [tokenizer.begin_id]
+    ids = [*begin, *tokenizer.encode(text), *end]
     return RenderedChat(ids, [True] * len(ids))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from danlu.core.files import atomic_write
+
 
 class CurveLog:
     """Lines kept in memory and in a file, which one process of a run writes."""
@@ -19,11 +21,12 @@ class CurveLog:
 
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` lines of the file and go on after them."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        old = self._path.read_text(encoding="utf-8").splitlines()[:count] if self._path.exists() else []
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        old = text.split("\n")[:-1][:count]  # not splitlines: a sample may hold any other kind of line end
         self.lines = [json.loads(line) for line in old]
         if self._writes:
-            self._path.write_text("".join(line + "\n" for line in old), encoding="utf-8")
+            with atomic_write(self._path) as handle:  # whoever reads it now, or after a crash, finds these lines
+                handle.write("".join(line + "\n" for line in old))
 
     def add(self, values: Mapping[str, Any]) -> None:
         """One line; numbers that are none are left out, for NaN is not JSON."""

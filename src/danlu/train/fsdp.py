@@ -50,6 +50,10 @@ class ShardedWeights(Weights):
         self._reducer = Reducer(world, stay_whole, None)  # in ``finish``: their place among torch's messages is fixed
         self._synchronise(False)
 
+    def before_first(self) -> None:
+        """See ``Reduction``."""
+        self._synchronise(False)
+
     def before_last(self) -> None:
         """See ``Reduction``."""
         self._synchronise(True)
@@ -58,6 +62,12 @@ class ShardedWeights(Weights):
         """See ``Reduction``."""
         self._synchronise(False)
         self._reducer.finish()
+
+    def round(self) -> None:
+        """Let go of weights that are still gathered: whoever reads them next gathers the masters' numbers of then."""
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def put_back(self) -> bool:
         """Give the first process's network its whole weights, in memory of the CPU, to be saved; on the others they are

@@ -27,6 +27,10 @@ BUCKET_BYTES = 25 << 20
 class Reduction(Protocol):
     """How gradients of several processes become one."""
 
+    def before_first(self) -> None:
+        """Call before a step's first micro-batch, also when the step is done again: nothing travels yet."""
+        ...
+
     def before_last(self) -> None:
         """Call before the last micro-batch of a step goes forward: from here on gradients may travel."""
         ...
@@ -89,6 +93,10 @@ class Reducer:
             for number, bucket in enumerate(self._buckets):
                 for name in bucket.names:
                     watched[name].register_post_accumulate_grad_hook(self._arrives_in(number))
+
+    def before_first(self) -> None:
+        """See ``Reduction``."""
+        self._is_last = False
 
     def before_last(self) -> None:
         """See ``Reduction``."""

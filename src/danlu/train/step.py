@@ -60,6 +60,7 @@ class Step(Generic[Item]):
         run, world = self._run, self._run.job.world
         run.is_between_steps = False
         while True:
+            run.reduction.before_first()
             parts = run.batches.at(run.done.step, world.rank, world.size)
             pieces = self._even([items for items in _halved(parts, run.done.halvings) if items])
             seed = (run.job.seed * 1_000_003 + run.done.step) * 1_009 + world.rank
@@ -71,8 +72,13 @@ class Step(Generic[Item]):
                     self.backward(loss_of(items) if items else self._idle(loss_of))
                 return
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self._is_sharded:
+                if not _is_out_of_memory(error):
                     raise
+                if self._is_sharded:  # others are in the middle of this pass
+                    raise ResourceError(
+                        f"Memory ran out in step {self.number}, and spread weights cannot take it in smaller parts.",
+                        "Give micro_tokens, or smaller ones, or recompute: full.",
+                    ) from error
                 if all(len(items) <= 1 for items in pieces):
                     raise ResourceError(
                         "A single row needs more memory than there is.", "Use shorter rows or a smaller model."

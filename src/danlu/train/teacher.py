@@ -98,6 +98,7 @@ class KeptTeacher:
     def say(self, rows: Sequence[int], batch: PackedBatch, layers: Sequence[int] = ()) -> Said:
         """See ``Teacher``; has no hidden states."""
         assert not layers, "kept answers have no hidden states"
+        assert sum(self._counts[row] for row in rows) == len(batch.targets), "other rows than were asked about"
         found = [self._read(*self._places[row], self._counts[row]) for row in rows]
         logprobs, ids, rest = (torch.cat(parts).to(self._device) for parts in zip(*found, strict=True))
         return Said(TopLogprobs(logprobs, ids.long(), rest, self._temperature))

@@ -58,7 +58,7 @@ def run(found: Histories, folder: Path, config: RecommenderConfig, display: Disp
 def test_what_comes_next_is_learnt(found: Histories, tmp_path: Path, negatives: int | None) -> None:
     model, metrics = run(found, tmp_path, dataclasses.replace(CONFIG, negatives=negatives))
     assert metrics["last_loss"] < 0.7 * metrics["first_loss"]
-    assert metrics["validation_loss"] < 1.2
+    assert metrics["validation_loss"] < 1.5
     assert ranking_scores(ranks(model, found.test)[0], top=1)["hr_at_1"] > 0.9
 
 

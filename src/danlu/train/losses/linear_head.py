@@ -78,6 +78,13 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return probabilities, logits.amax(dim=-1, keepdim=True).float() - likeliest.log()
 
 
+def _of_weight(slope: Tensor, hidden: Tensor) -> Tensor:
+    """slope (m, V), hidden (m, D) → slopeᵀ · hidden (V, D); ``multiply`` would lay half-width slopes out anew."""
+    if slope.dtype == torch.float32:
+        return multiply(slope.t(), hidden.t())
+    return torch.mm(slope.t(), hidden)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """First derivatives only, taken while the logits are there."""
 
@@ -116,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if slopes is not None:
                 slopes[start : start + chunk_rows] = multiply(slope, weight.t())
             if of_weight is not None:
-                of_weight += multiply(slope.t(), some.t())
+                of_weight += _of_weight(slope, some)
         kept = [None if part is None else part.to(weight.dtype) for part in (of_weight, of_bias)]
         ctx.save_for_backward(slopes, *kept)
         ctx.mark_non_differentiable(z_total)

@@ -92,11 +92,8 @@ def ask(
     *,
     root: Path | None = None,
 ) -> Teacher:
-    """Who answers for ``items``: the training rows, then the validation rows that are used.
-
-    With ``kept_answers`` the teacher is asked here, and no longer needed then; answers lie under ``root``, or where the
-    run works. Raises ModelError when the vocabularies differ.
-    """
+    """Who answers for ``items``: training rows, then validation rows. With ``kept_answers`` the teacher is asked now,
+    under ``root`` or where the run works, and no longer needed. Raises ModelError when vocabularies differ."""
     check_vocabulary(teacher, student)
     live = LiveTeacher(teacher, student.config.vocabulary_size)
     if config.kept_answers is None:
@@ -138,12 +135,11 @@ def train(
         assert head is not None
         mine = read_states(model.network, batch, () if matching is None else matching.mine)
         said = teacher.say(rows, batch, () if matching is None else matching.theirs)
-        targets = batch.targets.to(model.device)
-        total, parts = distil_loss(head, mine.last, said.answer, targets, config.loss)
+        total, parts = distil_loss(head, mine.last, said.answer, batch.targets.to(model.device), config.loss)
         if matching is not None:
             apart = matching.distance(mine.inner, said.inner)
             total, parts = total + config.hidden_weight * apart, {**parts, "hidden_distance": apart.detach()}
-        return Summed(total, len(targets), batch.num_tokens, parts)
+        return Summed(total, len(batch.targets), batch.num_tokens, parts)
 
     with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
         for step in run.steps():
@@ -173,9 +169,8 @@ def score(
     batches: Sequence[Sequence[int]],
     config: DistilConfig,
 ) -> dict[str, float]:
-    """Means over the supervised tokens of rows by their numbers: the loss that is trained on (without hidden states),
-    KL(teacher ‖ student) at its temperature, the student's next-token loss, and how often both find the same token
-    likeliest."""
+    """Means over the supervised tokens of batches of row numbers: the loss trained on (without hidden states),
+    KL(teacher ‖ student) at its temperature, next-token loss, and how often both find the same token likeliest."""
     plain = DistilConfig(temperature=config.temperature)
     sums, count = torch.zeros(4, dtype=torch.float64), 0
     for rows in batches:

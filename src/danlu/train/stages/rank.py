@@ -38,7 +38,7 @@ from danlu.train.run import Job, RunConfig, Summed, TrainingRun
 class RecommenderOptim(OptimConfig):
     """A rate for small models that begin with nothing."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak rate."""
     weight_decay: float = 0.1
     """Decoupled weight decay, of matrices only: no biases, norms or embeddings."""
@@ -56,7 +56,7 @@ class RecommenderConfig(RunConfig):
     """Heads of attention."""
     max_items: int = 200
     """Most items of a row: what is looked back at."""
-    dropout: float = 0.2
+    dropout: float = 0.3
     """Share of embeddings and of branches dropped in training."""
     item_bias: bool = False
     """Whether each item has a score of its own, by how popular it is."""
@@ -64,7 +64,7 @@ class RecommenderConfig(RunConfig):
     """Items drawn for each micro-batch instead of a softmax over all: for more than about 100,000 items."""
     negative_power: float = 0.5
     """They are drawn by their number of events to this power: 0 all alike, 1 as they come."""
-    epochs: float | None = 60.0
+    epochs: float | None = 25.0
     """How many times every row is seen; null to count steps instead."""
     rows_per_step: int = 64
     """Rows in a batch."""
