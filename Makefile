@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention docs lock clean
+.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train docs lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-experts: setup ## measure layers of experts against transformers'; writes 
 
 bench-linear-attention: setup ## time recurrent layers against softmax attention; writes a result and a plot
 	$(BIN)/python bench/linear_attention.py $(ARGS)
+
+bench-train: setup ## training against HF Trainer, PEFT, TRL and litgpt; writes bench/results/train.json (ARGS=--quick)
+	$(BIN)/python bench/train.py $(ARGS)
 
 docs: setup ## write the measured numbers of bench/results into the READMEs and docs
 	$(BIN)/python scripts/docs_numbers.py

@@ -57,8 +57,8 @@ def main() -> int:
     ratios |= over_cases(ratios)
     for name, ratio in ratios.items():
         print(f"{name:<28} {ratio:6.2f}")
-    if set(options.only) == set(TRACKS) and not options.quick:  # a part would pass for the whole
-        print(write_result("train", load, {"peers": versions(), **runs}, ratios, ()))
+    if not (options.quick or options.wanted or options.is_busy):
+        print(write_result("train", load, {"peers": versions(), "tracks": options.only, **runs}, ratios, ()))
     else:
         path = FOLDER / "partial.json"
         path.write_text(json.dumps({"ratios": ratios, "runs": runs}, indent=2, default=str), encoding="utf-8")
@@ -191,7 +191,7 @@ def time_to(curve: list[tuple[float, float]], target: float) -> float | None:
 
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TRACKS), help="tracks to run; the result is written for all only")
+    parser.add_argument("--only", default=",".join(TRACKS), help="tracks to run; the result says which")
     parser.add_argument("--quick", action="store_true", help="few steps, one round, no recipes: minutes")
     parser.add_argument("--fresh", action="store_true", help="forget finished runs")
     parser.add_argument("--rounds", type=int, help="runs of each system")

@@ -61,6 +61,23 @@ ENGLISH = {
     "deltanet": "Gated DeltaNet",
     "attention": "softmax attention (danlu)",
     "sdpa": "softmax attention (torch)",
+    "train_head": "{case} | tokens/s | times | held-out loss | peak memory",
+    "lora": "LoRA on SmolLM2-135M, 8 reviews a step",
+    "pretrain_5m": "pre-training, 5M Llama, 256 tokens a row",
+    "pretrain_15m": "pre-training, 15M Llama, 512 tokens a row",
+    "hf_default": "HF Trainer, as it comes (fp32)",
+    "hf_bf16": "HF Trainer, bf16",
+    "hf_bf16_flat": "HF Trainer, bf16, padding-free",
+    "hf_bf16_grouped": "HF Trainer, bf16, grouped by length",
+    "hf_bf16_compiled": "HF Trainer, bf16, compiled",
+    "trl_default": "TRL, as it comes",
+    "trl_flat": "TRL, padding-free",
+    "litgpt": "litgpt, as it comes",
+    "litgpt_whole_batch": "litgpt, whole batch at once",
+    "ours": "**danlu**",
+    "ours_fp32": "danlu, fp32",
+    "ours_checkpointing": "danlu, activations computed again",
+    "void": " (worse than the fp32 reference: not the same work)",
     "tokenizer_head": "characters a token, ours / Qwen3's (151,669 ids) | English | Chinese",
     "same": "{size} ids, documents kept aside of the same sources",
     "other": "{size} ids, sources never trained on",
@@ -105,6 +122,23 @@ CHINESE = {
     "deltanet": "Gated DeltaNet",
     "attention": "softmax 注意力（danlu）",
     "sdpa": "softmax 注意力（torch）",
+    "train_head": "{case} | token/秒 | 倍数 | 留出损失 | 峰值内存",
+    "lora": "LoRA，SmolLM2-135M，每步 8 条评论",
+    "pretrain_5m": "预训练，5M Llama，每行 256 token",
+    "pretrain_15m": "预训练，15M Llama，每行 512 token",
+    "hf_default": "HF Trainer，默认（fp32）",
+    "hf_bf16": "HF Trainer，bf16",
+    "hf_bf16_flat": "HF Trainer，bf16，无填充",
+    "hf_bf16_grouped": "HF Trainer，bf16，按长度分组",
+    "hf_bf16_compiled": "HF Trainer，bf16，编译",
+    "trl_default": "TRL，默认",
+    "trl_flat": "TRL，无填充",
+    "litgpt": "litgpt，默认",
+    "litgpt_whole_batch": "litgpt，整批一次",
+    "ours": "**danlu**",
+    "ours_fp32": "danlu，fp32",
+    "ours_checkpointing": "danlu，重算激活",
+    "void": "（差于 fp32 参照，不算同样的工作）",
     "tokenizer_head": "每个 token 的字符数，我们 / Qwen3（151,669 个词元）| 英文 | 中文",
     "same": "{size} 词表，同源留出文档",
     "other": "{size} 词表，从未训练过的来源",
@@ -221,10 +255,32 @@ def tokenizer(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return "\n".join([*table(words["tokenizer_head"], rows), "", machine(result, words)])
 
 
+def train(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """How fast training is beside other trainers, on the same rows in the same order."""
+    parts: list[str] = []
+    for case in ("lora", "pretrain_5m", "pretrain_15m"):
+        systems = result["runs"].get(case, {}).get("systems", {})
+        ours = systems.get(f"{case}_ours", {}).get("median_tokens_per_s", 0.0)
+        rows = [
+            (
+                words[name.removeprefix(f"{case}_")] + (words["void"] if fact["is_void"] else ""),
+                f"{fact['median_tokens_per_s']:,.0f}",
+                f"{ours / fact['median_tokens_per_s']:.2f}×",
+                f"{fact['held_out']['loss']:.3f}",
+                f"{max(fact['max_rss_bytes']) / 1e9:.2f} GB",
+            )
+            for name, fact in systems.items()
+        ]
+        if rows:
+            parts += [*table(words["train_head"].format(case=words[case]), rows), ""]
+    peers = ", ".join(f"{name} {version}" for name, version in result["runs"]["peers"].items())
+    return "\n".join([*parts, f"{machine(result, words)} {peers}."])
+
+
 TYPES = ("fp32", "bf16")
 RENDERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], str]] = {
     "quickstart": quickstart, "models": models, "experts": experts, "linear-attention": linear_attention,
-    "tokenizer": tokenizer,
+    "tokenizer": tokenizer, "train": train,
 }  # fmt: skip
 
 

@@ -56,6 +56,11 @@ def test_check_fails_when_a_gradient_depends_on_the_split(recipe: Path, home: Pa
     assert "✗ the gradient is the same with every row alone" in out
 
 
+def test_check_needs_enough_steps(recipe: Path, home: Path) -> None:
+    _, said = danlu("train", "check", recipe, "train.steps=4", "--home", home, status=1)
+    assert "'train' has 4 steps, and the check kills it after steps 3 and 6 of 8" in said
+
+
 def test_plan_tries_a_few_settings_and_names_the_cheapest(recipe: Path, home: Path) -> None:
     out, _ = danlu("train", "plan", recipe, "--home", home)
     for name in ("as the recipe says", "half a step at once", "activations computed again", "Cheapest that fits"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from danlu.train.checkpoint import load_together
 from danlu.train.parallel import Reducer
 from danlu.train.world import World
+from tests.train.rank_sft import CASES, KINDS, LARGE, losses, run, save
 from tests.train.rank_work import MODELS, lines, train
 from tests.train.ranks import run_ranks
 
@@ -64,3 +67,63 @@ def test_one_process_alone_sends_nothing():
     reduction.finish()
     assert master.grad is not None
     assert master.grad.tolist() == [3.0, 3.0]
+
+
+# ---- fine-tuning, crashed on the way or not --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_folder: Path, folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes answers for every case; the first leaves curves and weights in ``folder``."""
+    ended = run_ranks(2, "finetune_all", str(tiny_folder), str(folder))
+    assert [process.status for process in ended] == [0, 0], ended
+    return list(lines([process.output for process in ended]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_fine_tune_as_one_does(
+    case: str, tiny_folder: Path, folder: Path, tuned: list[dict[str, Any]]
+) -> None:
+    work = folder / f"{case}-alone"
+    model, expected = run(tiny_folder, work, CASES[case], ALONE)
+    save(model, CASES[case], work)
+    (file,) = (folder / f"{case}-alone-saved").glob("*.safetensors")
+    alone = load_file(file)
+    for kind in KINDS:
+        first, second = (answer[f"{case}-{kind}"] for answer in tuned)
+        assert first == second
+        assert first == {**expected, "crashed": True, "validation_loss": pytest.approx(expected["validation_loss"])}
+        assert losses(folder / f"{case}-{kind}") == pytest.approx(losses(work), abs=1e-5)
+        together = load_file(folder / f"{case}-{kind}-saved" / file.name)
+        assert together.keys() == alone.keys()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{kind} {name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_goes_on_from_what_two_have_saved(
+    kind: Any, tiny_folder: Path, folder: Path, tuned: list[dict[str, Any]]
+) -> None:
+    """The checkpoint of step 8 of 8, then four steps more."""
+    assert tuned
+    longer = dataclasses.replace(CASES["full"], steps=12)
+    longer_alone = dataclasses.replace(longer, parallel=kind)
+    run(tiny_folder, folder / f"full-{kind}", longer_alone, ALONE)
+    found = losses(folder / f"full-{kind}")
+    assert len(found) == 12
+    assert all(loss < found[0] for loss in found[8:])
+
+
+def test_a_process_that_runs_out_of_memory_halves_what_it_does_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    ended = run_ranks(2, "finetune_cramped", str(tiny_folder), str(tmp_path), "ddp")
+    assert [process.status for process in ended] == [0, 0], ended
+    run(tiny_folder, tmp_path / "roomy", LARGE, ALONE)
+    assert losses(tmp_path / "cramped-ddp") == pytest.approx(losses(tmp_path / "roomy"), abs=1e-4)
+
+
+def test_where_weights_are_spread_running_out_of_memory_says_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(2, "finetune_cramped", str(tiny_folder), str(tmp_path), "fsdp", timeout_s=20.0)
+    assert (first.status, second.status) == (1, 1)
+    assert "error: Memory ran out in step 1, and spread weights cannot take it in smaller parts. " in second.errors
+    assert "Give micro_tokens" in second.errors
+    assert "error: Process 0 of 2 lost another one" in first.errors

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from danlu.core.errors import ConfigError
 from danlu.flow.probe import FEW, Subject, perform
 
 KILLS = (3, 6)
@@ -37,6 +38,12 @@ def _resumes(subject: Subject, scratch: Path) -> Proof:
     changes = {"save_every": 2, "validate_every": 1_000_000}
     answer = scratch / "answer.json"
     whole = perform(subject.probe(scratch / "whole", answer, changes=changes))
+    if whole["num_steps"] < FEW:
+        raise ConfigError(
+            f"'{subject.stage.name}' has {whole['num_steps']} steps, and the check kills it after steps "
+            f"{KILLS[0]} and {KILLS[1]} of {FEW}.",
+            f"Give it more, for example {subject.stage.name}.steps={FEW}.",
+        )
     for kill in KILLS:
         perform(subject.probe(scratch / "cut", answer, changes=changes, kill_after=kill), dies=True)
     cut = perform(subject.probe(scratch / "cut", answer, changes=changes))
@@ -55,8 +62,7 @@ def _splits(subject: Subject, scratch: Path) -> Iterator[Proof]:
     """The first step's gradient, however its batch is split; in fp32, where rounding hides little."""
     base = scratch / "gradients"
     plain = {"precision": "fp32", "micro_tokens": None}
-    first = perform(subject.probe(scratch / "g0", scratch / "a.json", changes=plain, gradients=str(base)))
-    del first
+    perform(subject.probe(scratch / "g0", scratch / "a.json", changes=plain, gradients=str(base)))
     tried = [
         ("every row alone (no packing, most accumulation)", {"micro_tokens": 1}, 1),
         ("micro-batches of 200 tokens", {"micro_tokens": 200}, 1),

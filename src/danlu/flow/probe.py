@@ -192,18 +192,18 @@ def _look(probe: Probe) -> Any:
             step = run.done.step
             if step == probe.kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
+            energy = run.pace.energy()
+            self.answer = {
+                "losses": run.curve.values("loss"),
+                "num_steps": run.num_steps,
+                "step_seconds": self._seconds,
+                "step_tokens": self._tokens,
+                "peak_rss_bytes": peak_rss_bytes(),
+                "wh_per_step": energy.value_wh / len(self._seconds),
+                "energy_method": energy.method,
+                "grid_kg_per_kwh": energy.grid_kg_per_kwh,
+            }
             if step >= probe.steps:
-                energy = run.pace.energy()
-                self.answer = {
-                    "losses": run.curve.values("loss"),
-                    "num_steps": run.num_steps,
-                    "step_seconds": self._seconds,
-                    "step_tokens": self._tokens,
-                    "peak_rss_bytes": peak_rss_bytes(),
-                    "wh_per_step": energy.value_wh / max(1, len(self._seconds)),
-                    "energy_method": energy.method,
-                    "grid_kg_per_kwh": energy.grid_kg_per_kwh,
-                }
                 raise _Enough
 
     return Look()

@@ -1,12 +1,15 @@
 """What has gone wrong in other trainers, and the test that keeps each of it out of ours.
 
+Files are named from tests/train.
+
 1 means of means over micro-batches: test_loss.py::test_any_split_into_batches_gives_the_same_mean,
   test_run.py::test_micro_batches_change_nothing_but_memory
 2 … in fine-tuning, where rows have unlike numbers of learnt tokens:
-  stages/test_sft_full.py::test_ten_steps_are_those_of_a_hand_written_loop (micro_tokens)
-3 graphs held until the step ends: test_pitfalls.py::test_a_micro_batch_leaves_nothing_for_the_next_to_carry
+  ../contracts/test_full_finetuning.py::test_ten_steps_are_those_of_a_hand_written_loop (micro_tokens)
+3 graphs held until the step ends:
+  ../contracts/test_pitfalls.py::test_a_micro_batch_leaves_nothing_for_the_next_to_carry
 4 ranks with unequal tokens: test_parallel.py::test_two_processes_learn_what_one_does,
-  test_parallel_sft.py::test_two_processes_fine_tune_as_one_does (few: a rank without any),
+  test_parallel.py::test_two_processes_fine_tune_as_one_does (few: a rank without any),
   test_run.py::test_two_processes_divide_by_what_both_have_seen
 5 sums divided twice, or never, by losses of their own:
   losses/test_preference.py::test_any_split_of_the_pairs_has_the_same_sum,
@@ -30,10 +33,10 @@
 13 tied tables after merging: test_merge.py::test_a_tied_table_that_trained_is_still_one_after_merging,
   test_weights.py::test_tied_weights_stay_tied_and_have_one_master
 14 checkpointing that loses adapters' gradients: test_remat.py::test_gradients_are_the_same,
-  test_pitfalls.py::test_adapters_learn_the_same_when_activations_are_computed_again
+  ../contracts/test_pitfalls.py::test_adapters_learn_the_same_when_activations_are_computed_again
 15 updates that vanish in bf16: test_weights.py::test_updates_too_small_for_bf16_are_not_lost,
   test_optim.py::test_weights_in_half_precision_are_our_mistake,
-  stages/test_sft_full.py::test_a_bf16_run_follows_the_fp32_one_and_saves_what_it_learnt
+  ../contracts/test_full_finetuning.py::test_a_bf16_run_follows_the_fp32_one_and_saves_what_it_learnt
 16 a head's gradient added up in bf16: losses/test_linear_head.py::test_the_heads_bf16_gradient_is_added_up_in_fp32,
   losses/test_tokens.py::test_a_trained_head_adds_its_gradient_up_in_fp32,
   test_weights.py::test_a_bf16_network_has_fp32_masters_that_add_up_its_gradients
@@ -45,7 +48,7 @@
   test_batches.py::test_a_step_is_the_same_whenever_it_is_asked_for,
   ../data/test_loader.py::test_a_mixture_resumes_exactly
 21 the second resume: ../data/test_loader.py::test_two_resumes_in_a_row_equal_an_uninterrupted_run_over_epochs,
-  stages/test_sft_full.py::test_crashed_twice_it_ends_with_the_same_weights,
+  ../contracts/test_full_finetuning.py::test_crashed_twice_it_ends_with_the_same_weights,
   stages/test_pretrain.py::test_a_run_that_crashed_twice_ends_as_if_it_had_not
 22 half-written checkpoints: stages/test_sft.py::test_killed_twice_it_ends_with_the_same_bytes,
   test_checkpoint.py::test_a_damaged_one_is_passed_over,
@@ -55,12 +58,13 @@
   stages/test_sft.py::test_a_skipped_step_changes_no_weight
 24 shapes that never come again: ../data/test_packing.py::test_lengths_rounded_up_leave_few_shapes
 25 out of memory changes the batch: test_run.py::test_out_of_memory_halves_micro_batches_and_says_so,
-  test_parallel_sft.py::test_a_process_that_runs_out_of_memory_halves_what_it_does_at_once
+  test_parallel.py::test_a_process_that_runs_out_of_memory_halves_what_it_does_at_once
 26 Muon on fused matrices and tables:
   test_muon.py::test_queries_keys_and_values_of_one_matrix_are_orthogonalised_each_on_its_own,
   test_optim.py::test_each_parameter_gets_the_algorithm_made_for_it,
   test_roles.py::test_tables_of_places_types_and_distances_are_embeddings
-27 an adapter with the rate of full fine-tuning: test_pitfalls.py::test_an_adapters_rate_is_not_that_of_all_weights
+27 an adapter with the rate of full fine-tuning:
+  ../contracts/test_pitfalls.py::test_an_adapters_rate_is_not_that_of_all_weights
 """
 
 from __future__ import annotations
@@ -81,6 +85,9 @@ from danlu.train.stages.classify import ClassifierConfig
 from danlu.train.stages.sft import SftConfig
 from tests.train.chats import CONFIG, fresh, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TESTS = Path(__file__).resolve().parents[1] / "train"
 NAMED = re.findall(r"([\w./]+\.py)::(test_\w+)", __doc__ or "")
 
 
@@ -90,7 +97,7 @@ def test_every_test_that_is_named_here_exists() -> None:
     tests: dict[str, set[str]] = {}
     for file, name in NAMED:
         if file not in tests:
-            nodes = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8")).body
+            nodes = ast.parse((TESTS / file).read_text(encoding="utf-8")).body
             tests[file] = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
         assert name in tests[file], f"{file} has no {name}"
 

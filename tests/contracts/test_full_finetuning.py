@@ -26,6 +26,8 @@ from tests.models.peer import logits_of, our_logits, save_llama, some_ids
 from tests.train.chats import CONFIG, Stop, chats, train
 from tests.train.test_loss import peer_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FULL = dataclasses.replace(
     CONFIG, steps=10, lora=None, precision="fp32", optim=OptimConfig(learning_rate=3e-3, weight_decay=0.1)
 )
