@@ -73,28 +73,33 @@ def test_one_process_alone_sends_nothing():
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_folder: Path, folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes answers for every case; the first leaves curves and weights in ``folder``."""
-    ended = run_ranks(2, "finetune_all", str(tiny_folder), str(folder))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tuned")
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_folder: Path, place: Path) -> list[dict[str, Any]]:
+    """What each of two processes answers for every case; the first leaves curves and weights in ``place``."""
+    ended = run_ranks(2, "finetune_all", str(tiny_folder), str(place))
     assert [process.status for process in ended] == [0, 0], ended
     return list(lines([process.output for process in ended]))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_fine_tune_as_one_does(
-    case: str, tiny_folder: Path, folder: Path, tuned: list[dict[str, Any]]
+    case: str, tiny_folder: Path, place: Path, tuned: list[dict[str, Any]]
 ) -> None:
-    work = folder / f"{case}-alone"
+    work = place / f"{case}-alone"
     model, expected = run(tiny_folder, work, CASES[case], ALONE)
     save(model, CASES[case], work)
-    (file,) = (folder / f"{case}-alone-saved").glob("*.safetensors")
+    (file,) = (place / f"{case}-alone-saved").glob("*.safetensors")
     alone = load_file(file)
     for kind in KINDS:
         first, second = (answer[f"{case}-{kind}"] for answer in tuned)
         assert first == second
         assert first == {**expected, "crashed": True, "validation_loss": pytest.approx(expected["validation_loss"])}
-        assert losses(folder / f"{case}-{kind}") == pytest.approx(losses(work), abs=1e-5)
-        together = load_file(folder / f"{case}-{kind}-saved" / file.name)
+        assert losses(place / f"{case}-{kind}") == pytest.approx(losses(work), abs=1e-5)
+        together = load_file(place / f"{case}-{kind}-saved" / file.name)
         assert together.keys() == alone.keys()
         for name, tensor in alone.items():
             torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{kind} {name}")
@@ -102,14 +107,14 @@ def test_two_processes_fine_tune_as_one_does(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_goes_on_from_what_two_have_saved(
-    kind: Any, tiny_folder: Path, folder: Path, tuned: list[dict[str, Any]]
+    kind: Any, tiny_folder: Path, place: Path, tuned: list[dict[str, Any]]
 ) -> None:
     """The checkpoint of step 8 of 8, then four steps more."""
     assert tuned
     longer = dataclasses.replace(CASES["full"], steps=12)
     longer_alone = dataclasses.replace(longer, parallel=kind)
-    run(tiny_folder, folder / f"full-{kind}", longer_alone, ALONE)
-    found = losses(folder / f"full-{kind}")
+    run(tiny_folder, place / f"full-{kind}", longer_alone, ALONE)
+    found = losses(place / f"full-{kind}")
     assert len(found) == 12
     assert all(loss < found[0] for loss in found[8:])
 

@@ -16,6 +16,7 @@ step: a run that was killed ends with the same weights.
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 from collections import deque
@@ -111,12 +112,15 @@ class TrainingRun(Generic[Item]):
 
     def __enter__(self) -> TrainingRun[Item]:
         self._resume()
+        gc.collect()
+        gc.freeze()  # what is there by now stays: looking through it again for garbage takes longer than many a step
         self._entered = self.job.events.bar("train", total=self.num_steps, unit="step", done=self.done.step)
         self._bar = self._entered.__enter__()
         self.interrupts.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        gc.unfreeze()
         self.interrupts.__exit__(kind, error, trace)
         if isinstance(error, KeyboardInterrupt) and self.is_between_steps:
             self.save()
@@ -136,6 +140,7 @@ class TrainingRun(Generic[Item]):
             if self.done.step % self.config.save_every == 0 or self.done.step == self.num_steps or self._stops:
                 self.save()
         self.interrupts.let_through()
+        self._settle()
 
     @property
     def bar(self) -> Bar:
@@ -245,8 +250,9 @@ class TrainingRun(Generic[Item]):
         self._stops = bool(self.config.patience) and self.done.worse_in_a_row >= self.config.patience
         self.job.events.say(f"Going on after step {checkpoint.step}.")
 
-    def _finish(self) -> None:
-        """Leave the model with the weights to keep, ready to be used and saved."""
+    def _settle(self) -> None:
+        """Give the network the weights to keep, ready to be used; several processes must use it together until the
+        run ends."""
         best = None
         if self.config.keep == "best":
             best = load_together(self.job.work / "best", self.job.world, self.weights.state())
@@ -254,11 +260,14 @@ class TrainingRun(Generic[Item]):
             self.weights.load_state(best.tensors)
         elif self.average is not None:
             self.weights.load_state({**self.weights.state(), **self.average.averages})
-        if self.weights.put_back():
-            self.model.activation_dtype = torch.float32
         self.weights.clear_gradients()
         checkpoint_blocks(self.model.network, "none")
         self.model.network.eval()
+
+    def _finish(self) -> None:
+        """Leave the model with the weights to keep, ready to be used and saved."""
+        if self.weights.put_back():
+            self.model.activation_dtype = torch.float32
         if self.job.world.is_first:
             self.curve.copy_to(self.job.log_path)
 

@@ -94,7 +94,8 @@ def pretrain(
             if watched.is_there and step.validates:
                 with step.validating():
                     step.report(watched.read())
-    return {**run.metrics(), **watched.read_all()}
+        found = watched.read_all()
+    return {**run.metrics(), **found}
 
 
 class _Watched:
