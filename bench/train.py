@@ -57,7 +57,7 @@ def main() -> int:
     ratios |= over_cases(ratios)
     for name, ratio in ratios.items():
         print(f"{name:<28} {ratio:6.2f}")
-    if not (options.quick or options.wanted or options.is_busy):
+    if not (options.quick or options.wanted):  # with --anyway too: the load before is part of the result
         print(write_result("train", load, {"peers": versions(), "tracks": options.only, **runs}, ratios, ()))
     else:
         path = FOLDER / "partial.json"

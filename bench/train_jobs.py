@@ -242,7 +242,7 @@ def recipe_run(name: str, settings: dict[str, Any], options: Options, seed: int)
 def judge(case: str, folders: dict[str, str], options: Options) -> dict[str, dict[str, float]]:
     """The held-out loss of each folder by name."""
     if case == "lora":
-        rows = 24 if options.quick else 75
+        rows = 24
         settings = {"kind": "lora", "model": str(INPUTS / "base"), "rows": str(INPUTS / "chat.json"), "num_rows": rows}
     else:
         name = RECIPE_MODEL if case == "recipe" else case.replace("pretrain_", "llama-")
