@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 Scores = npt.NDArray[np.float64]
 
@@ -47,10 +46,10 @@ class ItemKnn:
     def __init__(
         self, histories: Sequence[Sequence[int]], num_ids: int, *, neighbours: int = 50, shrink: float = 1.0
     ) -> None:
-        users = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
-        items = np.fromiter((i for some in histories for i in some), dtype=np.int64)
-        table = csr_array((np.ones(len(items)), (users, items)), shape=(len(histories), num_ids))
-        together = (table.T @ table).toarray()
+        together = np.zeros((num_ids, num_ids))
+        for history in histories:
+            items, counts = np.unique(np.asarray(history, dtype=np.int64), return_counts=True)
+            together[np.ix_(items, items)] += np.outer(counts, counts)
         lengths = np.sqrt(together.diagonal())
         likeness = together / np.maximum(np.outer(lengths, lengths) + shrink, 1e-12)  # 0 for what nobody had
         np.fill_diagonal(likeness, 0.0)
