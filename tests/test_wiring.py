@@ -80,7 +80,12 @@ def run(tmp_path: Path, home: Path, shop: Path, tiny_folder: Path, one_thread: N
 
 def test_training_makes_an_adapter_and_its_curve_and_lowers_the_loss(run: Run) -> None:
     artifact = run(TRAIN).artifacts["train"]
-    assert set(artifact.manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "log.jsonl"}
+    assert set(artifact.manifest.files) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "log.jsonl",
+        "training.html",
+    }
     metrics = artifact.manifest.metrics
     assert metrics["steps"] == 12
     assert metrics["last_loss"] < metrics["first_loss"] - 0.5

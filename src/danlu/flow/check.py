@@ -31,7 +31,7 @@ def check(subject: Subject) -> Iterator[Proof]:
     """Every proof, as it is done. Steps are few, the recipe's data and model are its own."""
     with tempfile.TemporaryDirectory() as scratch:
         yield _resumes(subject, Path(scratch))
-        yield from _splits(subject, Path(scratch))
+        yield from check_splits(subject, Path(scratch))
 
 
 def _resumes(subject: Subject, scratch: Path) -> Proof:
@@ -58,7 +58,7 @@ def _resumes(subject: Subject, scratch: Path) -> Proof:
     )
 
 
-def _splits(subject: Subject, scratch: Path) -> Iterator[Proof]:
+def check_splits(subject: Subject, scratch: Path) -> Iterator[Proof]:
     """The first step's gradient, however its batch is split; in fp32, where rounding hides little."""
     base = scratch / "gradients"
     plain = {"precision": "fp32", "micro_tokens": None}
