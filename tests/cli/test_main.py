@@ -19,6 +19,8 @@ ALL_VERBS = {
     "serve",
     "show",
     "tokenizer",
+    "train",
+    "finetune",
     "verify",
 }
 RECIPE = """
@@ -74,7 +76,21 @@ def test_importing_danlu_is_fast_and_loads_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["runs", "show", "lineage", "verify", "schema", "run", "serve", "generate", "tokenizer", "export"]
+    "verb",
+    [
+        "runs",
+        "show",
+        "lineage",
+        "verify",
+        "schema",
+        "run",
+        "serve",
+        "generate",
+        "tokenizer",
+        "export",
+        "train",
+        "finetune",
+    ],
 )
 def test_a_verbs_help_explains_it_with_examples_and_without_torch(verb: str) -> None:
     code = f"import sys; from danlu.cli.main import main; status = main(['{verb}', '--help']); "
