@@ -58,7 +58,8 @@ def main() -> int:
     for name, ratio in ratios.items():
         print(f"{name:<28} {ratio:6.2f}")
     if not (options.quick or options.wanted):  # with --anyway too: the load before is part of the result
-        print(write_result("train", load, {"peers": versions(), "tracks": options.only, **runs}, ratios, ()))
+        plain = json.loads(json.dumps(runs, default=str).replace(f"{ROOT}/", ""))  # settings name paths
+        print(write_result("train", load, {"peers": versions(), "tracks": options.only, **plain}, ratios, ()))
     else:
         path = FOLDER / "partial.json"
         path.write_text(json.dumps({"ratios": ratios, "runs": runs}, indent=2, default=str), encoding="utf-8")
