@@ -134,6 +134,9 @@ class World:
     ) -> None:
         if self.size == 1:
             return
+        if error is None:  # one that leaves while another still reads may abort it
+            with contextlib.suppress(RuntimeError):  # it failed, and says so itself
+                self.wait_for_all()
         if error is None or self.backend == "gloo":  # NCCL would wait for the process that failed
             dist.destroy_process_group()
         if isinstance(error, RuntimeError) and _is_broken(error):
