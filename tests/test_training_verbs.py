@@ -106,6 +106,15 @@ def test_finetune_reads_your_rows_writes_a_recipe_and_trains(tiny_folder: Path, 
     assert "0 made, 5 reused" in again
 
 
+def test_all_weights_get_a_rate_of_their_own(tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    danlu("finetune", tiny_folder, data, "--full", "--dry-run", "--home", tmp_path / "home")
+    text = (tmp_path / "home" / "recipes" / "rows-sft.yaml").read_text()
+    assert "lora: null" in text
+    assert "learning_rate: 0.0001" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, CLIPModel
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.events import Silent
-from danlu.flow.recipe import load_recipe
+from danlu.flow.recipe import load_recipe, load_stage
 from danlu.flow.run import run
 from danlu.flow.stages.seq2seq import compare
 from danlu.flow.tuning import read_split
@@ -150,3 +150,13 @@ def test_data_and_settings_that_make_no_model_are_refused(body: Path, tmp_path: 
         read_split(tmp_path)
     with pytest.raises(ConfigError, match=r"int8_base is true, but this stage makes a whole model"):
         tuned(tmp_path, "tag", body, data(tmp_path / "rows", test_tag.ROWS), "lora: {}\n    int8_base: true")
+    with pytest.raises(ConfigError, match=r"parallel is fsdp, but this stage scores .* Use parallel: ddp"):
+        tuned(tmp_path, "tag", body, data(tmp_path / "rows", test_tag.ROWS), "parallel: fsdp")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["sft", "pretrain", "classify", "tag", "embed", "seq2seq", "pair", "dpo", "reward", "grpo", "distil", "rank"],
+)
+def test_every_training_stage_takes_several_processes_and_can_be_checked(stage: str) -> None:
+    assert load_stage(stage).trains

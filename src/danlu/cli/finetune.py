@@ -33,6 +33,8 @@ from danlu.cli.options import Home
 from danlu.core.config import parse_override, set_path
 from danlu.core.errors import ConfigError, nearest
 
+FULL_RATE = 1e-4
+"""Learning rate when all weights learn conversations."""
 TASKS = ("sft", "classify", "tag", "embed", "seq2seq", "pair", "dpo", "reward", "distil")
 
 
@@ -79,6 +81,8 @@ def command(
         training["lora"] = {}
     if full:
         training["lora"] = None
+        if task == "sft":  # its own default is an adapter's, some ten times too high for all weights
+            training["optim"] = {"learning_rate": FULL_RATE}
     for text in overrides:
         keys, value = parse_override(text)
         if training.get(keys[0]) is None and len(keys) > 1:

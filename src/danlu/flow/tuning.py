@@ -31,6 +31,11 @@ def check_whole(config: RunConfig) -> None:
             "int8_base is true, but this stage makes a whole model, which 8-bit weights would round.",
             "Leave it out, or train an adapter with sft.",
         )
+    if config.parallel == "fsdp":
+        raise ConfigError(
+            "parallel is fsdp, but this stage scores the model when training is done, which spread weights cannot do.",
+            "Use parallel: ddp.",
+        )
 
 
 def save_tuned(model: Model, config: RunConfig, folder: Path) -> Mapping[str, float]:

@@ -25,6 +25,7 @@ class Classify(RecipeStage[ClassifierConfig]):
     config_type = ClassifierConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with text or image, and label: {DATA_HELP}",

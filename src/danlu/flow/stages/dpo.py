@@ -22,6 +22,7 @@ class Preferences(RecipeStage[DpoConfig]):
     config_type = DpoConfig
     version = 1
     kind = "adapter"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from, fine-tuned already",
         "data": "train.jsonl and validation.jsonl with prompt, chosen and rejected, or prompt, completion and label",

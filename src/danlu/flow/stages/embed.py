@@ -20,6 +20,7 @@ class Embed(RecipeStage[EmbedderConfig]):
     config_type = EmbedderConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with anchor and positive, or with score: {DATA_HELP}",

@@ -24,6 +24,7 @@ class Grpo(RecipeStage[GrpoConfig]):
     config_type = GrpoConfig
     version = 1
     kind = "adapter"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from, fine-tuned already",
         "data": "train.jsonl and validation.jsonl with prompt, and what the rewards read",

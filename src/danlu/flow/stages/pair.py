@@ -21,6 +21,7 @@ class Pair(RecipeStage[PairTrainConfig]):
     config_type = PairTrainConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with image and text: {DATA_HELP}",

@@ -23,6 +23,7 @@ class RewardModel(RecipeStage[RewardModelConfig]):
     config_type = RewardModelConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder whose body is used",
         "data": "train.jsonl and validation.jsonl with prompt, chosen and rejected",

@@ -21,6 +21,7 @@ class Seq2Seq(RecipeStage[Seq2SeqConfig]):
     config_type = Seq2SeqConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with source and target: {DATA_HELP}",

@@ -22,6 +22,7 @@ class Tag(RecipeStage[TaggerConfig]):
     config_type = TaggerConfig
     version = 1
     kind = "model"
+    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with tokens and tags, or text and spans: {DATA_HELP}",
