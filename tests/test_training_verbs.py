@@ -109,10 +109,12 @@ def test_finetune_reads_your_rows_writes_a_recipe_and_trains(tiny_folder: Path, 
 def test_all_weights_get_a_rate_of_their_own(tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n')
-    danlu("finetune", tiny_folder, data, "--full", "--dry-run", "--home", tmp_path / "home")
+    danlu("finetune", tiny_folder, data, "steps=7", "--full", "--dry-run", "--home", tmp_path / "home")
     text = (tmp_path / "home" / "recipes" / "rows-sft.yaml").read_text()
     assert "lora: null" in text
     assert "learning_rate: 0.0001" in text
+    assert "steps: 7" in text
+    assert "epochs: null" in text
 
 
 @pytest.mark.parametrize(

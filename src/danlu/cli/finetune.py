@@ -88,6 +88,8 @@ def command(
         if training.get(keys[0]) is None and len(keys) > 1:
             training[keys[0]] = {}
         set_path(training, keys, value)
+    if "steps" in training and "epochs" not in training:
+        training["epochs"] = None  # tasks that count in epochs would not heed steps
     path = _write(recipe, store / "recipes" / f"{name}.yaml")
     display = make_display()
     display.say(f"Recipe: {path}")
