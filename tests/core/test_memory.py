@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
 import sys
 import weakref
 from pathlib import Path
 
 import pytest
 
-from danlu.core.memory import release_memory
+from danlu.core.memory import keep_freed_memory, release_memory
 
 
 class _Node:
@@ -42,3 +44,27 @@ def test_freed_blocks_between_kept_ones_go_back_to_the_system():
     release_memory()
     assert resident_bytes() < before - 100_000_000
     assert len(kept) == 200
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_large_blocks_are_kept_for_the_next_ones():
+    program = """
+import ctypes, resource, sys
+from danlu.core.memory import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+bytes(50_000_000)
+before = faults()
+for _ in range(5):
+    ctypes.memset(ctypes.create_string_buffer(50_000_000), 1, 50_000_000)
+print(faults() - before)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "not")
+    }
+    assert faults["kept"] * 4 < faults["not"]

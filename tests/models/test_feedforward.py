@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from danlu.models import feedforward
 from danlu.models.attend import PackedAttend
 from danlu.models.attention import Places
-from danlu.models.feedforward import FeedForward, FeedForwardConfig, GatedFeedForward
+from danlu.models.feedforward import Activation, FeedForward, FeedForwardConfig, GatedFeedForward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 X = torch.linspace(-2.0, 2.0, 24).view(3, 8)
@@ -39,3 +40,12 @@ def test_inner_values_are_dropped_in_training_only(gated: bool) -> None:
         mean = torch.stack([layer(X, *NOWHERE) for _ in range(500)]).mean(dim=0)
     assert not torch.equal(layer(X, *NOWHERE), plain)
     torch.testing.assert_close(mean, plain, atol=0.05, rtol=0.0)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_gradients_of_gated_layers_are_right(activation: Activation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedforward, "_AT_ONCE", 48)  # two rows at a time
+    torch.manual_seed(0)
+    layer = FeedForwardConfig(width=12, activation=activation, bias=True).make(8).double()
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x, *NOWHERE), (x,))  # pyright: ignore[reportUnknownLambdaType]

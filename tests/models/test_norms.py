@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from danlu.models import norms
 from danlu.models.norms import NormConfig, RMSNorm
 
 
@@ -34,7 +35,9 @@ def test_rms_norm_in_bf16_is_the_formula_rounded_once(requires_grad: bool) -> No
     assert float(rounded.max()) <= 2**-8  # half a step of eight bits, whichever way the tie falls
 
 
-def test_gradients_in_bf16_are_those_of_the_formula() -> None:
+@pytest.mark.parametrize("at_once", [1 << 18, 128])
+def test_gradients_in_bf16_are_those_of_the_formula(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "_AT_ONCE", at_once)
     norm = RMSNorm(64, 1e-5).bfloat16()
     torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
     x = torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(2)).bfloat16().requires_grad_()

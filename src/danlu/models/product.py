@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_BLOCK = 256
-"""Queries of a block: small enough that causal rows skip much of their table."""
+_BLOCKS = (128, 256)
+"""Queries of a block, in rows of up to twice as many and in longer ones: small enough that causal rows skip much of
+their table."""
+_ALIGNED = 32
+"""Half-width tables whose rows have a multiple of this many numbers take half the time."""
 _LONGEST_KEPT = 1024
 """Longest rows whose weights are kept for a backward pass; torch's fused kernel makes them again instead."""
 
@@ -68,8 +71,9 @@ def mix(q: Tensor, k: Tensor, v: Tensor, rule: Rule, mask: Mask, bias: Tensor | 
     if rule.softcap is None and not windowed and not _is_product_faster(q, span):
         return _fused(q, k, v, rule, mask, bias)
     outs: list[Tensor] = []
-    for start in range(0, length, _BLOCK):
-        queries = range(start + offset, min(start + _BLOCK, length) + offset)
+    block = _BLOCKS[length > 2 * _BLOCKS[0]]
+    for start in range(0, length, block):
+        queries = range(start + offset, min(start + block, length) + offset)
         first = 0 if rule.window is None else max(0, queries.start - rule.window + 1)
         last = span if rule.window is None else min(span, queries.stop + rule.window - 1)
         keys = range(first, min(last, queries.stop) if rule.causal else last)
@@ -95,27 +99,37 @@ def _product(q: Tensor, k: Tensor, v: Tensor, rule: Rule, seen: Tensor | None, b
     rows, length, num_q, width = q.shape
     span, num_kv = k.shape[1], k.shape[2]
     group = num_q // num_kv
-    queries = (q * rule.scale).view(rows, length, num_kv, group, width).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, E)
+    more = -span % _ALIGNED if span > _ALIGNED and q.dtype != torch.float32 else 0
+    queries = q.view(rows, length, num_kv, group, width).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, E)
     queries = queries.reshape(rows * num_kv, group * length, width)
-    keys, values = (x.transpose(1, 2).reshape(rows * num_kv, span, x.shape[-1]) for x in (k, v))  # (B·K, S, E)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).view(rows, num_q, length, span)
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores.float() / rule.softcap)
-    if bias is not None:
-        scores = scores.float() + bias.float()
-    if seen is not None:
-        scores = scores.add_(_closed(seen, scores.dtype))  # filling by mask is many times slower in bf16
+    keys, values = (nn.functional.pad(x.transpose(1, 2), (0, 0, 0, more)).flatten(0, 1) for x in (k, v))  # (B·K, S, E)
+    closed = None if seen is None else _closed(seen, q.dtype, more)
+    if closed is None and more:
+        closed = _closed(torch.ones(length, span, dtype=torch.bool, device=q.device), q.dtype, more)
+    is_plain = rule.softcap is None and bias is None
+    if is_plain and closed is not None and closed.dim() == 2:
+        scores = torch.baddbmm(closed.repeat(group, 1), queries, keys.transpose(1, 2), alpha=rule.scale)
+        scores = scores.view(rows, num_q, length, span + more)
+    else:
+        scores = torch.bmm(queries * rule.scale, keys.transpose(1, 2)).view(rows, num_q, length, span + more)
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores.float() / rule.softcap)
+        if bias is not None:
+            scores = scores.float() + nn.functional.pad(bias.float(), (0, more))
+        if closed is not None:
+            scores = scores + closed  # filling by mask is many times slower in bf16
     weights = torch.softmax(scores, dim=-1).to(q.dtype)
     if rule.dropout:
         weights = nn.functional.dropout(weights, rule.dropout)
-    mixed = torch.bmm(weights.view(rows * num_kv, group * length, span), values)
+    mixed = torch.bmm(weights.view(rows * num_kv, group * length, span + more), values)
     mixed = mixed.view(rows, num_kv, group, length, -1).permute(0, 3, 1, 2, 4)
     return mixed.reshape(rows, length, num_q, -1)  # (B, T, H, E)
 
 
-def _closed(seen: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What is added to scores: 0 where seen, -inf elsewhere."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf")).to(dtype)
+def _closed(seen: Tensor, dtype: torch.dtype = torch.float32, more: int = 0) -> Tensor:
+    """What is added to scores: 0 where seen, -inf elsewhere, and at ``more`` keys there for the kernel only."""
+    closed = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf")).to(dtype)
+    return nn.functional.pad(closed, (0, more), value=float("-inf"))
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, rule: Rule, mask: Mask, bias: Tensor | None) -> Tensor:

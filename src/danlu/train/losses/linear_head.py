@@ -18,8 +18,11 @@ from danlu.models.linear import Linear
 from danlu.models.multiply import multiply
 from danlu.models.network import Network
 
-_CPU_ROWS = 256
-"""Rows at a time on a CPU: their logits are read again while they are in the cache."""
+_CPU_ROWS = (256, 512)
+"""Fewest and most rows at a time on a CPU: few, so that their logits are read again while they are in the cache; many,
+so that the head's gradient is added up less often."""
+_CPU_NUMBERS = 2**22
+"""Logits at a time on a CPU, within those bounds."""
 _CHUNK_NUMBERS = 2**26
 """Logits at a time elsewhere."""
 
@@ -57,25 +60,28 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """``head_loss`` of logits = hidden (M, D) · weight (V, D)ᵀ + bias (V,): two scalars in fp32 or wider."""
     if chunk_rows is None:
-        on_cpu = hidden.device.type == "cpu"
-        chunk_rows = _CPU_ROWS if on_cpu else max(_CPU_ROWS, _CHUNK_NUMBERS // weight.shape[0])
+        few, many = _CPU_ROWS
+        if hidden.device.type == "cpu":
+            chunk_rows = min(max(few, _CPU_NUMBERS // weight.shape[0]), many)
+        else:
+            chunk_rows = max(few, _CHUNK_NUMBERS // weight.shape[0])
     takes_slopes = torch.is_grad_enabled()
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, z_weight, chunk_rows, takes_slopes)  # pyright: ignore
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in the type of ``logits`` (m, V), and log Z in fp32 or wider, (m, 1).
+def _softmax(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities in the type of ``logits`` (m, V), and -log p of ``target`` (m,) in fp32 or wider, (m,).
 
-    log Z of half-width logits is taken from the likeliest token, at whose probability it is off by 0.002 at most, up or
-    down alike; a pass over all logits in fp32 would take as long as their product.
+    Of half-width logits p is a rounded number, off by 0.002 of itself at most, up or down alike; a pass over all logits
+    in fp32 would take as long as their product. A p below the smallest number counts as that: 87 nats.
     """
+    rows = torch.arange(len(target), device=target.device)
     if logits.dtype in (torch.float32, torch.float64):
         logprobs = torch.log_softmax(logits, dim=-1)
-        z = logits[:, :1] - logprobs[:, :1]
-        return logprobs.exp_(), z
+        losses = -logprobs[rows, target]
+        return logprobs.exp_(), losses
     probabilities = torch.softmax(logits, dim=-1)
-    likeliest = probabilities.amax(dim=-1, keepdim=True).float()
-    return probabilities, logits.amax(dim=-1, keepdim=True).float() - likeliest.log()
+    return probabilities, -probabilities[rows, target].float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _of_weight(slope: Tensor, hidden: Tensor) -> Tensor:
@@ -107,17 +113,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_bias = torch.zeros_like(weight[:, 0], dtype=wide) if for_bias else None
         for start in range(0, hidden.shape[0], chunk_rows):
             some = hidden[start : start + chunk_rows]
-            target = targets[start : start + chunk_rows, None]  # (m, 1)
+            target = targets[start : start + chunk_rows]  # (m,)
+            told = torch.arange(len(target), device=target.device), target
             logits = multiply(some, weight, bias)  # (m, V)
-            slope, z = _softmax(logits)  # (m, V), and log Z in fp32, (m, 1)
-            total += (z - logits.gather(1, target)).sum()
+            slope, losses = _softmax(logits, target)  # (m, V), (m,)
+            total += losses.sum()
             if z_weight:
+                z = losses + logits[told]  # log Z
                 z_total += z_weight * z.square().sum()
+                slope *= (1.0 + 2.0 * z_weight * z).unsqueeze(1)
             if not (for_hidden or for_weight or for_bias):
                 continue
-            if z_weight:
-                slope *= 1.0 + 2.0 * z_weight * z
-            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+            slope[told] -= 1.0  # scatter_add_ would copy it all
             if of_bias is not None:
                 of_bias += slope.sum(0, dtype=wide)
             if slopes is not None:
