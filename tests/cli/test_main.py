@@ -9,6 +9,7 @@ import pytest
 from danlu.cli.main import main, verbs
 
 ALL_VERBS = {
+    "convert",
     "inspect",
     "export",
     "generate",
@@ -87,6 +88,8 @@ def test_importing_danlu_is_fast_and_loads_no_torch() -> None:
         "serve",
         "generate",
         "tokenizer",
+        "convert",
+        "inspect",
         "export",
         "train",
         "finetune",

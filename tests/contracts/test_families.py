@@ -28,7 +28,7 @@ from danlu.train.adapter import save_adapter
 from danlu.train.lora import LoraConfig, add_lora, lora_layers
 from danlu.train.merge import merge_lora
 from tests.models.case import Case, Tokens, save_peer
-from tests.models.families import FAMILIES
+from tests.models.families import FAMILIES, families
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,11 +151,10 @@ def test_a_checkpoint_without_the_prefix_loads(copied: Pair) -> None:
     same(copied.ours(copied.load()), before, copied.case.atol)
 
 
+@pytest.mark.parametrize("pair", families(lambda case: case.ties), indirect=True)
 def test_a_tensor_stored_twice_must_be_one(copied: Pair) -> None:
     model = copied.load()
     copies = model.architecture.copies(model.config)
-    if not copies:
-        pytest.skip("nothing is shared")
     tensors = load_file(copied.folder / "model.safetensors")
     if not set(copies.values()) <= tensors.keys():  # a bare model
         prefix = model.architecture.prefix
@@ -182,6 +181,12 @@ def test_tensors_that_do_not_fit_are_one_error(copied: Pair) -> None:
         copied.load()
     for part in (f"1 missing ({first})", "1 not of this family (surprise.weight)", f"1 of another shape ({second} is"):
         assert part in str(error.value)
+
+
+def test_it_writes_and_shares_tensors_where_transformers_does(pair: Pair) -> None:
+    model = pair.load()
+    writes = isinstance(model.config.head, LMHeadConfig) and model.config.stack.is_causal
+    assert (writes, bool(model.architecture.copies(model.config))) == (pair.case.writes, pair.case.ties)
 
 
 def test_a_key_it_does_not_know_is_refused(pair: Pair) -> None:
@@ -220,6 +225,7 @@ def test_an_adapter_is_on_every_linear_of_every_block_and_merges(pair: Pair) -> 
         wrapped = {name: layer.base for name, layer in lora_layers(model).items()}
         layers = [layer for name, layer in model.network.named_modules() if ".blocks." in f".{name}"]
         plain = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+        assert plain
         assert {id(base) for base in wrapped.values()} >= {id(linear) for linear in plain}
         before, base = pair.ours(model), pair.ours(pair.load())
         assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(before, base, strict=True))
@@ -228,9 +234,8 @@ def test_an_adapter_is_on_every_linear_of_every_block_and_merges(pair: Pair) -> 
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("pair", families(lambda case: case.lora), indirect=True)
 def test_peft_answers_alike_with_our_adapter(pair: Pair, tmp_path: Path) -> None:
-    if not pair.case.lora:
-        pytest.skip("peft has no adapters for this kind of layer")
     model, config = adapted(pair)
     save_adapter(model, tmp_path / "adapter", config, base="base")
     attention = pair.case.numbers.get("attn_implementation")
@@ -256,12 +261,8 @@ def test_in_8_bits_it_is_close_and_saves_as_it_is(pair: Pair, tmp_path: Path) ->
 # ---- decoders --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pair", families(lambda case: case.writes and not case.by_length), indirect=True)
 def test_written_token_by_token_it_says_what_it_says_at_once(pair: Pair) -> None:
+    assert isinstance(pair.case.compare, Tokens)
     model = pair.load()
-    if not isinstance(pair.case.compare, Tokens) or not isinstance(model.config.head, LMHeadConfig):
-        pytest.skip("writes nothing")
-    if pair.case.by_length:
-        pytest.skip("a row that grows has another past than one read at once")
-    if not model.config.stack.is_causal:
-        pytest.skip("fills in gaps")
     same(pair.case.compare.stepped(model, pair.case.compare.rows(pair.case)), pair.ours(model), 1e-4)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.core.errors import DataError, ResourceError
+from danlu.core.errors import ConfigError, DataError, ResourceError
 from danlu.core.files import (
+    atomic_folder,
     atomic_write,
     disk_errors,
     read_json,
@@ -238,3 +239,19 @@ def test_half_an_emoji_is_not_written_either(tmp_path: Path):
     with pytest.raises(DataError, match=r"Row 2 for .*a\.jsonl holds half a character"):
         write_jsonl(path, [{"a": "😀"}, {"a": json.loads('"\\ude00"')}])
     assert not path.exists()
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="halfway"), atomic_folder(tmp_path / "a" / "f") as folder:
+        (folder / "one").write_text("1")
+        raise ValueError("halfway")
+    assert list((tmp_path / "a").iterdir()) == []
+    (tmp_path / "a" / "f").mkdir()  # an empty one is no hindrance
+    with atomic_folder(tmp_path / "a" / "f") as folder:
+        (folder / "one").write_text("1")
+        assert list((tmp_path / "a" / "f").iterdir()) == []
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["f", "one"]
+    with pytest.raises(ConfigError, match=r"f exists\. Give the name of a folder"), atomic_folder(tmp_path / "a" / "f"):
+        pass
+    with pytest.raises(ConfigError, match=r"one exists\."), atomic_folder(tmp_path / "a" / "f" / "one"):
+        pass

@@ -62,8 +62,20 @@ def test_contrastive_search_needs_tokens_to_choose_from() -> None:
     assert e.value.param == "top_k"
 
 
-def test_the_edges_of_each_range_are_allowed():
-    GenerateOptions(max_tokens=1, temperature=2.0, top_p=1.0, top_k=0, stop=("x" * 256,) * 4)
+@pytest.mark.parametrize(
+    "edges",
+    [
+        {"max_tokens": 1, "temperature": 2.0, "top_p": 1.0, "top_k": 0, "stop": ("x" * 256,) * 4},
+        {"max_tokens": 8, "min_tokens": 8, "min_p": 1.0, "n": 128, "logprobs": 20, "repetition_penalty": 100.0},
+        {"presence_penalty": 2.0, "frequency_penalty": -2.0, "logit_bias": {1: -100.0, 2: 100.0}, "logprobs": 0},
+        {"num_beams": 64, "n": 64, "length_penalty": -10.0, "early_stopping": "never"},
+        {"lookup_tokens": 64},
+        {"penalty_alpha": 1.0, "top_k": 2},
+    ],
+)
+def test_the_edges_of_each_range_are_allowed_and_kept(edges: dict[str, Any]):
+    options = GenerateOptions(**edges)
+    assert {name: getattr(options, name) for name in edges} == edges
 
 
 class Echo:

@@ -138,6 +138,22 @@ class Case:
     gguf: bool = False
     """Whether llama.cpp knows this very model, so that it can be written as GGUF and read again."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a decoder that continues a row."""
+        return isinstance(self.compare, Tokens) and self.peer.__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes token by token: a decoder, or the second half of an encoder-decoder."""
+        is_pair = self.peer.__name__.endswith(("ForConditionalGeneration", "MTModel"))
+        return self.decodes or (isinstance(self.compare, Tokens) and is_pair)
+
+    @property
+    def ties(self) -> bool:
+        """Whether some of its tensors are one, as transformers says."""
+        return bool(self.peer._tied_weights_keys) and self.config(**self.numbers).tie_word_embeddings
+
     def make(self, seed: int = 0) -> PreTrainedModel:
         """Their model, every weight random: norms that are one and biases that are zero hide mistakes."""
         torch.manual_seed(seed)

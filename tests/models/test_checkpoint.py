@@ -45,6 +45,11 @@ def test_a_config_with_values_of_the_wrong_kind_is_an_error_that_says_so(data: s
         inspect_config(theirs)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_is_damaged_is_whole_before(name: str) -> None:
+    assert inspect_config(json.loads(json.dumps(CONFIGS[name], default=str))).counts.parameters > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -117,7 +122,7 @@ def test_whatever_is_in_the_weights_only_an_error_of_ours_comes_out(
     data[place : place + len(junk)] = junk
     (folder / "model.safetensors").write_bytes(data[:keep])
     with contextlib.suppress(DanluError):
-        load_model(folder, precision="fp32", with_tokenizer=False)
+        assert load_model(folder, precision="fp32", with_tokenizer=False).num_parameters() == 32_032
 
 
 # ---- the small files -------------------------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ def test_whatever_is_in_a_small_file_only_an_error_of_ours_comes_out(
     shutil.copytree(tiny_folder, folder)
     (folder / name).write_bytes(content)
     with contextlib.suppress(DanluError):
-        load_model(folder, precision="fp32")
+        assert load_model(folder, precision="fp32").num_parameters() == 32_032
 
 
 @pytest.mark.parametrize("content", ["[]", '{"quantization": 3}'])

@@ -5,68 +5,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from danlu.core.errors import ModelError
+from danlu.core.errors import ConfigError, ModelError
 from danlu.models.convert import convert_torchvision
 from danlu.models.images import ImageProcessor
+from danlu.models.licence import Licence, read_licence
 from danlu.models.load import load_model
 from danlu.models.pair import read_images
-
-SIZES = (8, 8, 16, 16)
-DEPTHS = (2, 1, 2, 1)
-
-
-def resnet_state(kind: str) -> dict[str, Tensor]:
-    """Random weights under torchvision's names, which number blocks within layers."""
-    torch.manual_seed(0)
-    state: dict[str, Tensor] = {}
-
-    def conv(name: str, norm: str, into: int, out: int, kernel: int) -> None:
-        state[f"{name}.weight"] = torch.randn(out, into, kernel, kernel) / (into * kernel**2) ** 0.5
-        state.update({f"{norm}.{part}": 0.5 + torch.rand(out) for part in ("weight", "running_var")})
-        state.update({f"{norm}.{part}": 0.3 * torch.randn(out) for part in ("bias", "running_mean")})
-        state[f"{norm}.num_batches_tracked"] = torch.tensor(5)
-
-    grow = 4 if kind == "bottleneck" else 1
-    conv("conv1", "bn1", 3, 8, 7)
-    into = 8
-    for stage, (size, depth) in enumerate(zip(SIZES, DEPTHS, strict=True), start=1):
-        for block in range(depth):
-            name = f"layer{stage}.{block}"
-            sizes = (into, size, size, size * 4) if kind == "bottleneck" else (into, size, size)
-            kernels = (1, 3, 1) if kind == "bottleneck" else (3, 3)
-            for i, kernel in enumerate(kernels):
-                conv(f"{name}.conv{i + 1}", f"{name}.bn{i + 1}", sizes[i], sizes[i + 1], kernel)
-            if into != size * grow or (stage > 1 and block == 0):
-                conv(f"{name}.downsample.0", f"{name}.downsample.1", into, size * grow, 1)
-            into = size * grow
-    return state | {"fc.weight": torch.randn(3, into), "fc.bias": torch.randn(3)}
-
-
-def resnet_logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """ResNet as the paper has it, written with torch.nn.functional over torchvision's names."""
-
-    def conv(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
-        weight = state[f"{name}.weight"]
-        x = nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
-        parts = (state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return nn.functional.batch_norm(x, *parts)
-
-    x = nn.functional.max_pool2d(conv(x, "conv1", "bn1", 2).relu(), 3, stride=2, padding=1)
-    for stage, depth in enumerate(DEPTHS, start=1):
-        for block in range(depth):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            is_bottleneck = f"{name}.conv3.weight" in state
-            strides = (1, stride, 1) if is_bottleneck else (stride, 1)
-            y = x
-            for i, step in enumerate(strides, start=1):
-                y = conv(y, f"{name}.conv{i}", f"{name}.bn{i}", step)
-                y = y.relu() if i < len(strides) else y
-            if f"{name}.downsample.0.weight" in state:
-                x = conv(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
-            x = (x + y).relu()
-    return nn.functional.linear(x.mean(dim=(2, 3)), state["fc.weight"], state["fc.bias"])
+from tests.models.resnet_peer import resnet_logits, resnet_state
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -90,6 +36,19 @@ def test_a_converted_resnet_computes_what_the_paper_says(tmp_path: Path, kind: s
         ({"surprise.weight": torch.zeros(1)}, None, "has tensors that its family lacks: surprise.weight."),
         ({}, ["cat"], "1 labels were given for 3 classes. Give one for each class, in order."),
         ({"layer1.0.conv2.weight": torch.zeros(8, 2, 3, 3)}, None, "is a wide or grouped ResNet."),
+        (
+            {"fc.weight": None},
+            None,
+            "This checkpoint has no classifier. Give one with fc.weight or classifier.1.weight.",
+        ),
+        (
+            {"layer4.0.conv3.weight": None},
+            None,
+            "does not hold a whole network of torchvision: KeyError('layer4.0.conv3",
+        ),
+        ({"layer1.0.conv2.weight": torch.zeros(8)}, None, "whole network of torchvision: IndexError"),
+        ({"layer4.0.bn1.weight": None}, None, "resnet.safetensors: tensors do not fit the config: 1 missing (resnet."),
+        ({"fc.bias": torch.zeros(4)}, None, "1 of another shape (classifier.1.bias is (4,), the config says (3,))"),
     ],
 )
 def test_what_it_does_not_know_is_refused(tmp_path: Path, change: Any, labels: Any, message: str) -> None:
@@ -104,3 +63,18 @@ def test_what_it_does_not_know_is_refused(tmp_path: Path, change: Any, labels: A
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"There is no file .*gone\.pth\. Give a \.pth or \.safetensors file\."):
         convert_torchvision(tmp_path / "gone.pth", tmp_path / "model")
+
+
+def test_a_converted_model_says_its_licence(tmp_path: Path) -> None:
+    save_file(resnet_state("basic"), tmp_path / "resnet.safetensors")
+    convert_torchvision(tmp_path / "resnet.safetensors", tmp_path / "model", licence=Licence(identifier="bsd-3-clause"))
+    assert read_licence(tmp_path / "model").title == "bsd-3-clause"
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    save_file(resnet_state("basic"), tmp_path / "resnet.safetensors")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("a")
+    with pytest.raises(ConfigError, match=r"mine exists\. Give the name of a folder that is not there yet"):
+        convert_torchvision(tmp_path / "resnet.safetensors", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["a"]

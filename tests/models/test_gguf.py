@@ -284,13 +284,22 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes, message: 
 @given(place=st.integers(0, 6000), junk=st.binary(min_size=1, max_size=12), keep=st.integers(4, 30_000))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_in_the_file_only_a_model_error_comes_out(
-    tmp_path: Path, whole_file: bytes, place: int, junk: bytes, keep: int
+    tmp_path: Path, whole_file: bytes, weights: dict[str, torch.Tensor], place: int, junk: bytes, keep: int
 ) -> None:
     data = bytearray(whole_file)
     data[place : place + len(junk)] = junk
     (tmp_path / "m.gguf").write_bytes(data[:keep] if keep < 20_000 else data)
     with contextlib.suppress(DanluError):
-        load_model(tmp_path / "m.gguf", precision="fp32")
+        assert load_model(tmp_path / "m.gguf", precision="fp32").num_parameters() == sum(
+            map(torch.numel, weights.values())
+        )
+
+
+def test_the_file_that_is_damaged_is_whole_before(
+    tmp_path: Path, whole_file: bytes, weights: dict[str, torch.Tensor]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(whole_file)
+    assert load_model(tmp_path / "m.gguf", precision="fp32").num_parameters() == sum(map(torch.numel, weights.values()))
 
 
 @pytest.fixture(scope="module")

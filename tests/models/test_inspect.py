@@ -8,7 +8,7 @@ from danlu.compress.quantize import QuantizeConfig, quantize
 from danlu.core.errors import DataError, ModelError
 from danlu.models.counts import DEFINITIONS
 from danlu.models.gguf_write import export_gguf
-from danlu.models.inspect import as_mapping, find_licence, inspect_config, inspect_model
+from danlu.models.inspect import as_mapping, inspect_config, inspect_model
 from danlu.models.tensors import TensorFiles
 
 from .case import save_peer
@@ -97,34 +97,6 @@ def test_a_changed_config_is_counted_as_changed(tmp_path: Path, tiny_folder: Pat
 def test_the_head_is_named(name: str, head: str, tmp_path: Path) -> None:
     facts = inspect_model(save_peer(FAMILIES[name].make(), tmp_path))
     assert facts.head == head
-
-
-# ---- licences --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "found"),
-    [
-        ("README.md", "---\nlanguage: en\nlicense: apache-2.0\ntags:\n- x\n---\n# license: mit\n", "apache-2.0"),
-        ("README.md", "---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
-        ("README.md", "---\nlicense: other\nlicense_name: tongyi-qianwen\n---\n", "tongyi-qianwen"),
-        ("README.md", "---\nlicense: other\n---\n", "other"),
-        ("README.md", "# A model\nlicense: mit\n", None),
-        ("LICENSE", "                                 Apache License\n                 Version 2.0", "apache-2.0"),
-        ("LICENSE.txt", "MIT License\n\nCopyright", "mit"),
-        ("LICENCE", "GNU LESSER GENERAL PUBLIC LICENSE", "lgpl-3.0"),
-        ("LICENSE.md", "You may not.", "see LICENSE.md"),
-    ],
-)
-def test_the_licence_is_read_where_it_stands(tmp_path: Path, file: str, content: str, found: str | None) -> None:
-    (tmp_path / file).write_text(content, newline="")
-    assert find_licence(tmp_path) == found
-
-
-def test_the_card_comes_before_the_licence_file(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n")
-    (tmp_path / "LICENSE").write_text("MIT License")
-    assert find_licence(tmp_path) == "gemma"
 
 
 # ---- json, and what is refused ---------------------------------------------------------------------------------------

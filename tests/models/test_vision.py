@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from danlu.core.errors import ModelError
 from danlu.core.events import Events
 from danlu.data.sources.packages import fetch_member
 from danlu.models.convert import convert_torchvision
+from danlu.models.heads.classify import ClassifyHead
 from danlu.models.images import ImageConfig, ImageProcessor
 from danlu.models.load import load_model
 from danlu.models.pair import PairNetwork
@@ -51,6 +53,17 @@ def test_an_image_gets_its_likeliest_labels_first(tmp_path: Path) -> None:
         assert list(found.values()) == sorted(found.values(), reverse=True)
         assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
     assert model.classify(some_images(), top=2) == [dict(list(found.items())[:2]) for found in whole]
+
+
+def test_classes_of_one_name_count_together(tmp_path: Path) -> None:
+    model = make("vit", tmp_path)
+    head = model.network.head
+    assert isinstance(head, ClassifyHead)
+    (apart,) = model.classify(some_images(1))
+    head.config = replace(head.config, labels=("crane", "b", "crane", "d", "e"))
+    (found,) = model.classify(some_images(1))
+    assert found["crane"] == pytest.approx(apart["LABEL_0"] + apart["LABEL_2"])
+    assert (len(found), list(found.values())) == (4, sorted(found.values(), reverse=True))
 
 
 def test_many_images_are_many_batches_with_the_same_answers(tmp_path: Path) -> None:

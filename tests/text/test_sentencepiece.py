@@ -98,7 +98,7 @@ def test_a_damaged_normalisation_table_is_refused_or_safe(place: int, byte: int)
         return
     model = build_sentencepiece_from(spm_bytes(SPM_UNIGRAM, {3: 1}, {2: bytes(table)}))
     for text in ("Navy Q", "".join(map(chr, range(1, 256))), "面料👗"):
-        model.encode(text)
+        assert all(0 <= token < model.vocabulary_size for token in model.encode(text))
 
 
 def build_sentencepiece_from(data: bytes) -> TextTokenizer:
@@ -127,19 +127,26 @@ def test_whatever_is_wrong_with_a_file_is_a_model_error(data: st.DataObject) -> 
     _try(bytes(damaged))
 
 
+def test_the_file_that_is_damaged_is_whole_before() -> None:
+    assert _try(SMALL)
+
+
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_model_error(data: bytes) -> None:
     _try(data)
 
 
-def _try(data: bytes) -> None:
+def _try(data: bytes) -> list[int] | None:
+    """Ids of a text, all of them in the vocabulary; None when the file is refused."""
     path = Path(__file__).with_name("never.model")
     reader = _Bytes(path, data)
     try:
         tokenizer = build_sentencepiece(read_sentencepiece(reader))
     except ModelError:
-        return
-    tokenizer.encode("navy Nr 面料👗</s>")
+        return None
+    ids = tokenizer.encode("navy Nr 面料👗</s>").ids
+    assert all(tokenizer.id_to_token(token) is not None for token in ids)
+    return ids
 
 
 class _Bytes(type(Path())):  # pyright: ignore[reportUntypedBaseClass]

@@ -51,7 +51,7 @@ class _Count:
         return f"{_clock((self.total - self.done) / rate)} left"
 
     def numbers(self) -> str:
-        return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in self.metrics.items())
+        return "  ".join(f"{key.replace('_', ' ')} {_metric(value)}" for key, value in self.metrics.items())
 
     def line(self) -> str:
         share = f"{self.done / self.total:4.0%}" if self.total else ""
@@ -151,6 +151,10 @@ def result_console() -> Console:
     """For results on stdout; in a pipe nothing is wrapped to a narrow page."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _metric(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _unit(unit: str) -> str:

@@ -46,10 +46,9 @@ def command(
         raise ConfigError(f"{out} exists.", "Give another --out, or --force to write over it.")
     path = danlu.locate(model, home)
     from danlu.models.gguf_write import export_gguf  # loads torch: only once the model is found
-    from danlu.models.inspect import find_licence
 
     assert to == "gguf"
-    done = export_gguf(path, out, type, name=name or Path(model).stem, licence=licence or find_licence(path))
+    done = export_gguf(path, out, type, name=name or Path(model).stem, licence=licence)
     forms = ", ".join(f"{count} {form}" for form, count in done.forms.items())
     print(f"{done.path}: {done.size_bytes / 1e6:,.1f} MB, {sum(done.forms.values())} tensors ({forms})")
     return 0

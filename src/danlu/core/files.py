@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from danlu.core.errors import DataError, ResourceError
+from danlu.core.errors import ConfigError, DataError, ResourceError
 
 _REFUSALS = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG
@@ -58,6 +58,30 @@ def atomic_write(path: Path, mode: str = "w") -> Generator[IO[Any]]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def require_no_folder(path: Path) -> None:
+    """Raise ConfigError when something is there already, other than an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"{path} exists.", "Give the name of a folder that is not there yet, or is empty.")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Generator[Path]:
+    """A folder beside ``path`` to write into; on success it becomes ``path``, on failure it is removed.
+
+    Raises ConfigError when something is there already, other than an empty folder.
+    """
+    require_no_folder(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with disk_errors(path):
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ file says the same in its metadata. Nothing is ever unpickled, and no code is ev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from danlu.core.errors import ModelError, nearest
 from danlu.core.files import read_json, read_json_object, utf8_lines
 from danlu.models.archs import GGUF_FACTORS, Architecture
 from danlu.models.gguf import GGUFFile
+from danlu.models.licence import Licence, licence_from_gguf, read_licence
 from danlu.models.network import ModelConfig
 from danlu.models.sentence import SentenceConfig, read_sentence
 from danlu.models.tensors import TensorFiles
@@ -58,6 +59,8 @@ class Checkpoint:
     """How its weights are quantised as danlu does it."""
     sentence: SentenceConfig | None = None
     """How texts become vectors, when it is a sentence model."""
+    licence: Licence = field(default_factory=Licence)
+    """Under what terms it may be used."""
 
 
 def open_checkpoint(path: Path, *, with_tokenizer: bool = True) -> Checkpoint:
@@ -119,7 +122,7 @@ def _open_folder(folder: Path, with_tokenizer: bool) -> Checkpoint:
     if sentence is not None:
         config = replace(config, head=sentence.head)
     chat = read_chat(folder) if with_tokenizer else None
-    return Checkpoint(folder, architecture, theirs, config, files, chat, scheme, sentence)
+    return Checkpoint(folder, architecture, theirs, config, files, chat, scheme, sentence, read_licence(folder))
 
 
 def read_generation(path: Path) -> dict[str, Any]:
@@ -164,7 +167,8 @@ def _open_gguf(path: Path, with_tokenizer: bool) -> Checkpoint:
     chat = None
     if with_tokenizer:
         chat = ChatFormat(tokenizer_from_gguf(file.metadata), file.metadata.get("tokenizer.chat_template"))
-    return Checkpoint(path, architecture, theirs, config, GGUFTensors(file, architecture, config), chat)
+    tensors, licence = GGUFTensors(file, architecture, config), licence_from_gguf(file.metadata)
+    return Checkpoint(path, architecture, theirs, config, tensors, chat, licence=licence)
 
 
 class GGUFTensors:
@@ -204,10 +208,12 @@ def find_architecture(model_type: str) -> Architecture:
 
 
 def _gguf_architecture(name: str) -> Architecture:
-    """The family whose files say ``general.architecture`` = ``name``: its own name comes first (Mistral's files say
-    llama)."""
-    known = {plugins.load("models.archs", family).gguf: family for family in plugins.names("models.archs")}
-    known |= {family: family for family in plugins.names("models.archs") if family == name}
+    """The family whose files say ``general.architecture`` = ``name``. Nearly all are called so themselves (and
+    Mistral's files say llama); the others are asked one by one."""
+    families = plugins.names("models.archs")
+    if name in families:
+        return find_architecture(name)
+    known = {plugins.load("models.archs", family).gguf: family for family in families}
     if name not in known:
         raise ModelError(
             f"GGUF files of the family '{name}' are not supported.", nearest(name, [n for n in known if n])

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from danlu.core.errors import ModelError
-from danlu.core.files import write_json
+from danlu.core.files import atomic_folder, write_json
+from danlu.models.checkpoint import open_checkpoint
+from danlu.models.licence import Licence, write_licence
+from danlu.models.load import checked_weights
 from danlu.models.pth import read_pth
 from danlu.models.tensors import TensorFiles, save_tensors
 
@@ -29,16 +33,18 @@ _INVERTED = {
 }  # fmt: skip
 
 
-def convert_torchvision(source: Path, folder: Path, labels: Sequence[str] | None = None) -> None:
-    """Write ``source`` (.pth or .safetensors with torchvision's names) as a model folder.
+def convert_torchvision(
+    source: Path, folder: Path, labels: Sequence[str] | None = None, licence: Licence | None = None
+) -> None:
+    """Write ``source`` (.pth or .safetensors with torchvision's names) as a model folder that is whole or absent.
 
-    ``labels`` are the names of its classes in order. Raises ModelError when it is no ResNet or MobileNetV2.
+    ``labels`` are the names of its classes in order. Raises ModelError when it is no whole ResNet or MobileNetV2.
     """
     tensors = _read(source)
     if "features.0.0.weight" in tensors:
-        config, images, rename = _mobilenet(tensors), _MOBILENET_IMAGES, _mobilenet_name
+        read_config, images, rename = _mobilenet, _MOBILENET_IMAGES, _mobilenet_name
     elif "layer1.0.conv1.weight" in tensors:
-        config, images, rename = _resnet(source, tensors), _RESNET_IMAGES, _resnet_name
+        read_config, images, rename = _resnet, _RESNET_IMAGES, _resnet_name
     else:
         raise ModelError(
             f"{source} is neither a ResNet nor a MobileNetV2 of torchvision.",
@@ -48,15 +54,33 @@ def convert_torchvision(source: Path, folder: Path, labels: Sequence[str] | None
     strange = sorted(name for name, new in names.items() if new is None)
     if strange:
         raise ModelError(f"{source} has tensors that its family lacks: {', '.join(strange[:6])}.")
-    count = next(t.shape[0] for name, t in tensors.items() if name in ("fc.weight", "classifier.1.weight"))
-    if labels is not None and len(labels) != count:
-        raise ModelError(f"{len(labels)} labels were given for {count} classes.", "Give one for each class, in order.")
-    words = list(labels) if labels is not None else [f"LABEL_{number}" for number in range(count)]
-    config |= {"id2label": {str(number): word for number, word in enumerate(words)}, "torch_dtype": "float32"}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({new: tensors[name] for name, new in names.items() if new is not None}, folder / "model.safetensors")
-    write_json(folder / "preprocessor_config.json", {**_IMAGES, **images})
-    write_json(folder / "config.json", config)
+    try:
+        config = read_config(source, tensors)
+    except (KeyError, IndexError) as error:  # a name that is not there, a matrix with too few sides
+        raise ModelError(
+            f"{source} does not hold a whole network of torchvision: {error!r}.", "Fetch or make it again."
+        ) from error
+    config |= {"id2label": _numbered(tensors, labels), "torch_dtype": "float32"}
+    with atomic_folder(folder) as unfinished:
+        renamed = {new: tensors[name] for name, new in names.items() if new is not None}
+        save_tensors(renamed, unfinished / "model.safetensors")
+        write_json(unfinished / "preprocessor_config.json", {**_IMAGES, **images})
+        write_json(unfinished / "config.json", config)
+        write_licence(licence or Licence(), unfinished)
+        checked_weights(replace(open_checkpoint(unfinished), path=source))
+
+
+def _numbered(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> dict[str, str]:
+    """Number of a class → its name."""
+    head = next((tensors[name] for name in ("fc.weight", "classifier.1.weight") if name in tensors), None)
+    if head is None:
+        raise ModelError("This checkpoint has no classifier.", "Give one with fc.weight or classifier.1.weight.")
+    if labels is not None and len(labels) != head.shape[0]:
+        raise ModelError(
+            f"{len(labels)} labels were given for {head.shape[0]} classes.", "Give one for each class, in order."
+        )
+    words = labels if labels is not None else [f"LABEL_{number}" for number in range(head.shape[0])]
+    return {str(number): word for number, word in enumerate(words)}
 
 
 def _read(source: Path) -> Mapping[str, Tensor]:
@@ -129,7 +153,7 @@ _MOBILENET_IMAGES: dict[str, Any] = {
 }
 
 
-def _mobilenet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _mobilenet(_: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     first = tensors["features.0.0.weight"]
     return {
         "model_type": "mobilenet_v2",

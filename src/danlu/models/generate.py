@@ -130,8 +130,7 @@ def prompt_ids(model: Model, prompt: AnyPrompt) -> list[int]:
 
 
 def _source_vocabulary(model: Model) -> int:
-    tower = model.config.encoder or model.config.tower
-    return tower.input.vocabulary_size  # pyright: ignore[reportAttributeAccessIssue]
+    return (model.config.encoder or model.config.tower).vocabulary_size
 
 
 def write(model: Model, samples: Sequence[Sequence[Writing]]) -> Iterator[Delta]:

@@ -25,6 +25,7 @@ from danlu.core.errors import ModelError, nearest
 from danlu.core.files import disk_errors, sync_folder
 from danlu.models.archs import Architecture
 from danlu.models.checkpoint import open_checkpoint
+from danlu.models.licence import Licence, licence_to_gguf
 from danlu.models.load import checked_weights
 from danlu.models.network import ModelConfig
 from danlu.text.chat import ChatFormat
@@ -53,7 +54,8 @@ def export_gguf(
     source: Path, out: Path, form: str = "q8_0", *, name: str | None = None, licence: str | None = None
 ) -> Export:
     """Write a model folder (or a GGUF file again in another form) as ``out``. Raises ModelError when the family, its
-    config or its tokenizer has no GGUF form, or when the model is quantised already."""
+    config or its tokenizer has no GGUF form, or when the model is quantised already. ``licence`` is a short name; None
+    for what the source says."""
     if form not in FORMS:
         raise ModelError(f"The form {form!r} cannot be written.", nearest(form, FORMS))
     checkpoint = open_checkpoint(source)
@@ -69,8 +71,9 @@ def export_gguf(
     numbers, factors = architecture.config_to_gguf(checkpoint.theirs)
     shapes, read = checked_weights(checkpoint)
     plan = {theirs: _place(architecture, theirs, shape, config, form) for theirs, shape in shapes.items()}
+    said = licence_to_gguf(checkpoint.licence if licence is None else Licence(identifier=licence))
     with _writer(out, architecture.gguf) as writer:
-        _describe(writer, numbers, checkpoint.chat, config, form, name or source.stem, licence)
+        _describe(writer, numbers, checkpoint.chat, config, form, name or source.stem, said)
         for tensor_name, factor in factors.items():
             writer.add_tensor_info(tensor_name, factor.shape, np.dtype(np.float32), 4 * factor.numel())
         for stored in plan.values():
@@ -127,15 +130,13 @@ def _describe(
     config: ModelConfig,
     form: str,
     name: str,
-    licence: str | None,
+    said: dict[str, str],
 ) -> None:
     writer.add_type("model")
     writer.add_name(name)
-    if licence is not None:
-        writer.add_license(licence)
     writer.add_file_type(_FILE_TYPES[form])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in {**numbers, **gguf_tokenizer(chat, config.vocabulary_size)}.items():
+    for key, value in {**said, **numbers, **gguf_tokenizer(chat, config.vocabulary_size)}.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from danlu.core.errors import FetchError, ModelError
 
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja", "README.md", "LICENSE", "LICENCE")
+FETCHED = (
+    "*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja", "README.md", "LICEN[CS]E*", "NOTICE*",
+    "USE_POLICY*",
+)  # fmt: skip
 """Patterns of files that are fetched."""
 _LEFT_OUT = ("original/*", "onnx/*", "openvino/*")
 """The same model again in forms that are not read."""

@@ -5,7 +5,6 @@ A folder, a GGUF file, or a config.json alone. What the model costs is counted i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,20 +25,13 @@ from danlu.models.checkpoint import (
 )
 from danlu.models.counts import DEFINITIONS, Counts, count
 from danlu.models.gguf import GGUFFile
+from danlu.models.licence import find_licence, licence_from_gguf
 from danlu.models.network import ModelConfig
 from danlu.models.pair import PairConfig
 from danlu.models.sentence import read_sentence
 from danlu.models.tensors import TensorFiles
 from danlu.text.chat import ChatFormat
 from danlu.text.tokenizer import tokenizer_from_gguf
-
-_LICENCES = {
-    "apache license": "apache-2.0", "mit license": "mit", "bsd 3-clause": "bsd-3-clause",
-    "gnu affero general public": "agpl-3.0", "gnu lesser general public": "lgpl-3.0", "gnu general public": "gpl-3.0",
-    "creative commons attribution 4.0": "cc-by-4.0", "creativeml open rail": "creativeml-openrail-m",
-}  # fmt: skip
-"""What the beginning of a licence's text says → its short name."""
-_FRONT_MATTER = re.compile(r"^(license|license_name):[ \t]*['\"]?([^'\"\s]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +203,7 @@ def _gguf(path: Path, changes: Mapping[str, Any], length: int | None) -> ModelFa
         length,
         source=str(path),
         chat=ChatFormat(tokenizer_from_gguf(file.metadata), file.metadata.get("tokenizer.chat_template")),
-        licence=find_licence(path),
+        licence=licence_from_gguf(file.metadata).title,
         tensors=tuple(
             TensorFacts(name=name, shape=file.shape(name), dtype=file.form(name), size_bytes=file.size_bytes(name))
             for name in sorted(file.names(), key=_in_order)
@@ -230,27 +222,3 @@ def _stored(folder: Path) -> tuple[TensorFacts, ...]:
 def _in_order(name: str) -> list[tuple[int, str]]:
     """Layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def find_licence(path: Path) -> str | None:
-    """Of a folder, what its card's front matter says, else the first words of a licence file; of a GGUF file, what its
-    metadata say; None when nothing does."""
-    if path.is_file():
-        named = GGUFFile(path).metadata.get("general.license") if path.suffix == ".gguf" else None
-        return None if named is None else str(named)
-    return _folder_licence(path)
-
-
-def _folder_licence(folder: Path) -> str | None:
-    card = folder / "README.md"
-    if card.is_file():
-        found = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        front = dict(_FRONT_MATTER.findall(found[1])) if found else {}
-        named = front.get("license_name") if front.get("license") == "other" else None
-        if "license" in front:
-            return named or front["license"]
-    for path in sorted(folder.glob("LICEN[CS]E*")):
-        begin = " ".join(path.read_text(encoding="utf-8", errors="replace")[:400].lower().split())
-        known = [short for text, short in _LICENCES.items() if text in begin]
-        return known[0] if known else f"see {path.name}"
-    return None

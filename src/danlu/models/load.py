@@ -68,7 +68,7 @@ def load_model(
         scheme=scheme,
         generation=read_generation(path),
     )
-    model.unused, model.sentence = unused, checkpoint.sentence
+    model.unused, model.sentence, model.licence = unused, checkpoint.sentence, checkpoint.licence
     return model
 
 

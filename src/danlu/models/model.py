@@ -13,6 +13,7 @@ from danlu.models.archs import Architecture
 from danlu.models.block import StackConfig
 from danlu.models.defaults import GenerationDefaults
 from danlu.models.inputs.tokens import TokenInput
+from danlu.models.licence import Licence
 from danlu.models.network import ModelConfig, Network
 from danlu.models.sentence import SentenceConfig
 from danlu.text.chat import ChatFormat
@@ -47,6 +48,8 @@ class Model:
         """Tensors of the checkpoint that this head does not read; they are not saved again."""
         self.sentence: SentenceConfig | None = None
         """How a sentence model reads texts; None for every other model."""
+        self.licence = Licence()
+        """Under what terms it may be used, as its makers say; it goes where the model goes."""
         self.generation = GenerationDefaults.read(self.theirs, generation)
         """Where its answers begin and end, and the settings its makers chose."""
         self._chat = chat

@@ -42,6 +42,11 @@ class TowerConfig:
     stack: StackConfig
     """The blocks."""
 
+    @property
+    def vocabulary_size(self) -> int:
+        """V: rows of the token embedding; only where tokens come in."""
+        return self.input.vocabulary_size  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -79,7 +84,7 @@ class ModelConfig:
     @property
     def vocabulary_size(self) -> int:
         """V: rows of the token embedding."""
-        return self.tower.input.vocabulary_size  # pyright: ignore[reportAttributeAccessIssue]
+        return self.tower.vocabulary_size
 
     @property
     def is_tied(self) -> bool:

@@ -116,7 +116,7 @@ def with_head(model: Model, wanted: NewHead, *, seed: int = 0, source: Path | No
         chat=model.chat if model.has_tokenizer else None,
         scheme=model.scheme,
     )
-    made.generation, made.sentence = model.generation, sentence
+    made.generation, made.sentence, made.licence = model.generation, sentence, model.licence
     return made
 
 

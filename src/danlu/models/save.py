@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from danlu.core.files import write_json
+from danlu.models.licence import write_licence
 from danlu.models.linear import rows_of_parts
 from danlu.models.load import COLUMN_SCALE_SUFFIX, SCALE_SUFFIX
 from danlu.models.model import Model
@@ -19,7 +20,8 @@ from danlu.text.chat import ChatFormat
 
 
 def save_model(model: Model, folder: Path, notes: Mapping[str, Any] | None = None) -> int:
-    """Write a model folder; returns the bytes of its weights file. ``notes`` go into danlu.json."""
+    """Write a model folder, the licence it came with included; returns the bytes of its weights file. ``notes`` go into
+    danlu.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
     save_tensors(checkpoint(model), weights)
@@ -41,6 +43,7 @@ def save_model(model: Model, folder: Path, notes: Mapping[str, Any] | None = Non
     write_json(folder / "generation_config.json", generation)
     if model.sentence is not None:
         write_sentence(model.sentence, model.config.width, folder)
+    write_licence(model.licence, folder)
     write_json(folder / "danlu.json", {"format": 1, **quantization, **(notes or {})})
     return weights.stat().st_size
 

@@ -99,7 +99,7 @@ class TensorFiles:
         raw = empty_pages((stored.size_bytes,), torch.uint8)
         with open(stored.path, "rb", buffering=0) as handle:
             handle.seek(stored.start)
-            view, done = memoryview(raw.numpy()), 0  # pyright: ignore[reportArgumentType]
+            view, done = raw.numpy().data, 0
             while done < stored.size_bytes:  # one call reads at most 2 GiB
                 count = handle.readinto(view[done:])
                 if not count:

@@ -21,7 +21,8 @@ def untie(model: Model) -> None:
     assert isinstance(head, LMHead)
     assert isinstance(old, LMHeadConfig)
     theirs = {**model.theirs, "tie_word_embeddings": False}
-    wanted = replace(model.config, head=replace(old, tied=False))
+    untied = replace(old, tied=False)
+    wanted = replace(model.config, head=untied)
     try:
         found = core_config(model.architecture, theirs)
     except ModelError as error:
@@ -31,7 +32,7 @@ def untie(model: Model) -> None:
         raise _refused(model)
     copy: Tensor = weight.detach().clone()
     head.linear.weight = nn.Parameter(copy, requires_grad=weight.requires_grad)
-    head.config = wanted.head  # pyright: ignore[reportAttributeAccessIssue]
+    head.config = untied
     model.network.config = wanted
     model.theirs = theirs
 

@@ -110,6 +110,8 @@ class ImageModel:
 
 
 def _ranked(labels: Sequence[str], probabilities: Tensor, top: int | None) -> dict[str, float]:
-    values, order = probabilities.sort(descending=True, stable=True)
-    pairs = zip(order.tolist(), values.tolist(), strict=True)
-    return {str(labels[index]): value for index, value in list(pairs)[:top]}
+    """Classes of the same name count as one (ImageNet has two cranes)."""
+    together: dict[str, float] = {}
+    for label, value in zip(labels, probabilities.tolist(), strict=True):
+        together[str(label)] = together.get(str(label), 0.0) + value
+    return dict(sorted(together.items(), key=lambda pair: -pair[1])[:top])

@@ -51,7 +51,7 @@ def shorter(model: Model, keep_layers: int) -> Model:
     made.tie()
     chat = model.chat if model.has_tokenizer else None
     student = Model(made, theirs, model.architecture, dtype=model.activation_dtype, chat=chat)
-    student.generation = model.generation
+    student.generation, student.licence = model.generation, model.licence
     return student
 
 

@@ -13,7 +13,7 @@ from danlu.models.archs import _gguf as words
 from danlu.models.archs._keys import ACTIVATIONS, Keys
 from danlu.models.archs._rope import read_rope
 from danlu.models.attention import AttentionConfig
-from danlu.models.block import LayerConfig, NormPlace, StackConfig
+from danlu.models.block import InnerConfig, LayerConfig, MixerConfig, NormPlace, StackConfig
 from danlu.models.feedforward import FeedForwardConfig
 from danlu.models.heads.classify import ClassifyConfig
 from danlu.models.heads.lm import LMHeadConfig
@@ -101,8 +101,8 @@ def read_layer_types(keys: Keys, default: Sequence[str]) -> list[bool]:
 
 def read_decoder(
     keys: Keys,
-    attentions: Sequence[AttentionConfig],
-    feedforward: FeedForwardConfig,
+    mixers: Sequence[MixerConfig],
+    feedforward: InnerConfig | Sequence[InnerConfig],
     *,
     norm: NormConfig | None = None,
     norm_at: tuple[NormPlace, ...] = ("input",),
@@ -112,12 +112,15 @@ def read_decoder(
     tied: bool = False,
     context_length: int | None = None,
 ) -> ModelConfig:
-    """The whole model, one attention a layer; every key of config.json must have been asked for by now or here."""
-    kinds = {attention: LayerConfig(mixer=attention, feedforward=feedforward) for attention in attentions}
+    """The whole model, one mixer a layer; ``feedforward`` is that of all layers, or one a layer. Every key of
+    config.json must have been asked for by now or here."""
+    inner = feedforward if isinstance(feedforward, Sequence) else [feedforward] * len(mixers)
+    pairs = list(zip(mixers, inner, strict=True))
+    kinds = {pair: LayerConfig(mixer=pair[0], feedforward=pair[1]) for pair in pairs}
     width = keys.integer("hidden_size")
     stack = StackConfig(
         width=width,
-        layers=tuple(kinds[attention] for attention in attentions),
+        layers=tuple(kinds[pair] for pair in pairs),
         norm=norm or NormConfig(kind="rms", epsilon=keys.number("rms_norm_eps", 1e-6)),
         context_length=keys.integer("max_position_embeddings", context_length),
         norm_at=norm_at,

@@ -10,10 +10,11 @@ from danlu.models.archs import Architecture
 from danlu.models.archs._keys import ACTIVATIONS, Keys
 from danlu.models.attention import AttentionConfig
 from danlu.models.block import LayerConfig, StackConfig
-from danlu.models.feedforward import FeedForwardConfig
+from danlu.models.feedforward import Activation, FeedForwardConfig
 from danlu.models.heads.classify import ClassifyConfig
 from danlu.models.heads.embed import EmbedConfig
 from danlu.models.heads.lm import LMHeadConfig
+from danlu.models.heads.tag import TagConfig
 from danlu.models.inputs.tokens import TokensConfig
 from danlu.models.network import HeadConfig, ModelConfig, TowerConfig
 from danlu.models.norms import NormConfig
@@ -34,7 +35,8 @@ _LAYERS = {
 
 
 class BertLike(Architecture):
-    """What BERT and RoBERTa share beside their towers: the pooler of a bare encoder, which not every checkpoint has."""
+    """What BERT and RoBERTa share beside tower and heads: the pooler of a bare encoder, which not every checkpoint
+    has."""
 
     def fit(self, config: ModelConfig, names: Set[str]) -> ModelConfig:
         """Without the pooler where the checkpoint was written without it: the model then gives hidden states."""
@@ -85,6 +87,21 @@ def bert_tower(keys: Keys, *, first_position: int = 0) -> TowerConfig:
     return TowerConfig(input=tokens, stack=stack)
 
 
+def bert_head(keys: Keys, norm: NormConfig, *, activation: Activation) -> HeadConfig:
+    """The head that ``architectures`` names; ``activation`` is that of the masked language model."""
+    pooler = TransformConfig(activation="tanh")
+    dropout = keys.number("classifier_dropout", keys.number("hidden_dropout_prob", 0.1))
+    kind = encoder_kind(keys)
+    if kind == "ForMaskedLM":
+        return masked_lm(keys, TransformConfig(activation=activation, norm=norm))
+    keys.harmless("tie_word_embeddings")
+    if kind == "ForSequenceClassification":
+        return classes(keys, pooler, dropout=dropout)
+    if kind == "ForTokenClassification":
+        return TagConfig(labels=keys.labels(), dropout=dropout)
+    return EmbedConfig(pooling="first", transform=pooler, normalise=False)
+
+
 def plain_attention(width: int, heads: int, dropout: float) -> AttentionConfig:
     """Attention that looks everywhere, with biases."""
     if width % heads:
@@ -123,11 +140,6 @@ def classes(
     )
 
 
-def pooled(transform: TransformConfig) -> EmbedConfig:
-    """What bare encoders answer: the first token, through the pooler."""
-    return EmbedConfig(pooling="first", transform=transform, normalise=False)
-
-
 def bert_weights(prefix: str, stack: StackConfig, head: HeadConfig | None) -> dict[str, Source]:
     """Names of embeddings and blocks, and of the pooler where the head is one."""
     names = {
@@ -143,6 +155,20 @@ def bert_weights(prefix: str, stack: StackConfig, head: HeadConfig | None) -> di
     if isinstance(head, EmbedConfig) and head.transform is not None:
         names |= layer_weights("head.transform.dense", f"{prefix}pooler.dense")
     return names
+
+
+def head_weights(
+    head: HeadConfig | None, *, masked: tuple[str, str, str], classifier: tuple[str, str], tagger: str = "classifier"
+) -> dict[str, Source]:
+    """Names of a head's weights: ``masked`` are the linear, the norm and the bias of a masked language model, which
+    reads the token table; ``classifier`` are both linears of a classifier."""
+    if isinstance(head, LMHeadConfig):
+        dense, norm, bias = masked
+        names = layer_weights("head.transform.dense", dense) | layer_weights("head.transform.norm", norm)
+        return names | {"head.linear.bias": rows(bias)}
+    if isinstance(head, ClassifyConfig):
+        return layer_weights("head.transform.dense", classifier[0]) | layer_weights("head.linear", classifier[1])
+    return layer_weights("head.linear", tagger) if isinstance(head, TagConfig) else {}
 
 
 def layer_weights(ours: str, *theirs: str, bias: bool = True) -> dict[str, Source]:

@@ -1,13 +1,32 @@
-"""What families with experts have in common: names of experts' weights, and the keys of Qwen's config.json."""
+"""What decoders with experts have in common: names of weights, and the keys of Qwen's config.json."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from danlu.models.archs import Architecture
+from danlu.models.archs._decoder import decoder_weights
 from danlu.models.archs._keys import ACTIVATIONS, Keys
 from danlu.models.block import InnerConfig
 from danlu.models.experts import ExpertsConfig
 from danlu.models.feedforward import FeedForwardConfig
 from danlu.models.network import ModelConfig
 from danlu.models.weights import Source, rows
+
+
+class ExpertDecoder(Architecture):
+    """A family whose checkpoints are named as Llama's, with experts in the place of feed-forward layers."""
+
+    prefix = "model."
+    ignored = (r".*rotary_emb\.inv_freq",)
+
+    def weights(self, config: ModelConfig) -> dict[str, Source]:
+        """Queries, keys and values are one tensor of ours, and so are the experts of a layer."""
+        return decoder_weights(config) | decoder_experts(config)
+
+    def copies(self, config: ModelConfig) -> Mapping[str, str]:
+        """Tied checkpoints may store the head again."""
+        return {"lm_head.weight": "model.embed_tokens.weight"} if config.is_tied else {}
 
 
 def decoder_experts(

@@ -12,6 +12,7 @@ from danlu.models.block import LayerConfig, StackConfig
 from danlu.models.feedforward import FeedForwardConfig
 from danlu.models.inputs.patches import PatchesConfig
 from danlu.models.inputs.tokens import TokensConfig
+from danlu.models.network import ModelConfig
 from danlu.models.norms import NormConfig
 from danlu.models.weights import Source, rows
 
@@ -143,6 +144,29 @@ def patch_weights(ours: str, theirs: str, config: PatchesConfig) -> dict[str, So
     shape = (config.width, config.channels, *config.patch_size)
     names = {f"{ours}.weight": Source((f"{theirs}.weight",), shape=shape)}
     return names | ({f"{ours}.bias": rows(f"{theirs}.bias")} if config.bias else {})
+
+
+def image_weights(ours: str, config: ModelConfig) -> dict[str, Source]:
+    """Patches, positions, blocks and last norm of an image tower."""
+    patches, theirs = config.tower.input, "vision_model."
+    assert isinstance(patches, PatchesConfig)
+    return {
+        f"{ours}embedding.positions": rows(f"{theirs}embeddings.position_embedding.weight"),
+        **patch_weights(f"{ours}embedding.projection", f"{theirs}embeddings.patch_embedding", patches),
+        **block_weights(ours, f"{theirs}encoder.layers", config.stack),
+        **layer_weights(f"{ours}stack.norm", f"{theirs}post_layernorm"),
+    }
+
+
+def read_patches(keys: Keys, patch_size: int, **changes: Any) -> PatchesConfig:
+    """The sizes of images and patches; ``patch_size`` is what the family assumes."""
+    return PatchesConfig(
+        width=keys.integer("hidden_size", 768),
+        image_size=read_size(keys, "image_size", 224),
+        patch_size=read_size(keys, "patch_size", patch_size),
+        channels=keys.integer("num_channels", 3),
+        **changes,
+    )
 
 
 def text_input(keys: Keys, *, width: int, vocabulary_size: int, num_positions: int) -> TokensConfig:

@@ -11,18 +11,16 @@ from danlu.models.archs import Architecture
 from danlu.models.archs._keys import Keys
 from danlu.models.archs._towers import (
     TOWERS,
-    block_weights,
+    image_weights,
     layer_weights,
-    patch_weights,
     prenorm_stack,
-    read_size,
+    read_patches,
     text_input,
     text_weights,
     tower_keys,
 )
 from danlu.models.heads.embed import EmbedConfig
 from danlu.models.heads.pair import PairHeadConfig
-from danlu.models.inputs.patches import PatchesConfig
 from danlu.models.network import ModelConfig, TowerConfig
 from danlu.models.pair import PairConfig
 from danlu.models.weights import Source, rows
@@ -63,13 +61,7 @@ class CLIP(Architecture):
 def vision_tower(keys: Keys) -> TowerConfig:
     """Patches and a class token; a norm before the blocks as well as after."""
     keys.harmless("projection_dim")
-    patches = PatchesConfig(
-        width=keys.integer("hidden_size", 768),
-        image_size=read_size(keys, "image_size", 224),
-        patch_size=read_size(keys, "patch_size", 32),
-        channels=keys.integer("num_channels", 3),
-        bias=False,
-    )
+    patches = read_patches(keys, 32, bias=False)
     stack = prenorm_stack(keys, context_length=patches.num_positions, activation="quick_gelu")
     keys.done()
     return TowerConfig(input=replace(patches, norm=stack.norm), stack=stack)
@@ -93,15 +85,10 @@ def text_tower(keys: Keys) -> TowerConfig:
 
 def vision_weights(ours: str, config: ModelConfig) -> dict[str, Source]:
     """Names of an image tower."""
-    patches, theirs = config.tower.input, "vision_model."
-    assert isinstance(patches, PatchesConfig)
     return {
-        f"{ours}embedding.class_token": rows(f"{theirs}embeddings.class_embedding"),
-        f"{ours}embedding.positions": rows(f"{theirs}embeddings.position_embedding.weight"),
-        **patch_weights(f"{ours}embedding.projection", f"{theirs}embeddings.patch_embedding", patches),
-        **layer_weights(f"{ours}embedding.norm", f"{theirs}pre_layrnorm"),
-        **block_weights(ours, f"{theirs}encoder.layers", config.stack),
-        **layer_weights(f"{ours}stack.norm", f"{theirs}post_layernorm"),
+        **image_weights(ours, config),
+        f"{ours}embedding.class_token": rows("vision_model.embeddings.class_embedding"),
+        **layer_weights(f"{ours}embedding.norm", "vision_model.pre_layrnorm"),
     }
 
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from danlu.models.archs import Architecture
-from danlu.models.archs._encoder import classes, encoder_kind, layer_weights, masked_lm, plain_attention
+from danlu.models.archs._encoder import classes, encoder_kind, head_weights, layer_weights, masked_lm, plain_attention
 from danlu.models.archs._keys import ACTIVATIONS, Keys
 from danlu.models.block import LayerConfig, StackConfig
 from danlu.models.feedforward import FeedForwardConfig
-from danlu.models.heads.classify import ClassifyConfig
-from danlu.models.heads.lm import LMHeadConfig
 from danlu.models.heads.tag import TagConfig
 from danlu.models.inputs.tokens import TokensConfig
 from danlu.models.network import HeadConfig, ModelConfig, TowerConfig
@@ -87,15 +85,11 @@ class DistilBert(Architecture):
             for ours, theirs in _LAYERS.items():
                 their_names = (f"distilbert.transformer.layer.{number}.{name}" for name in theirs)
                 names |= layer_weights(f"stack.blocks.{number}.{ours}", *their_names)
-        if isinstance(config.head, LMHeadConfig):
-            names |= layer_weights("head.transform.dense", "vocab_transform")
-            names |= layer_weights("head.transform.norm", "vocab_layer_norm")
-            names["head.linear.bias"] = rows("vocab_projector.bias")
-        if isinstance(config.head, ClassifyConfig):
-            names |= layer_weights("head.transform.dense", "pre_classifier")
-        if isinstance(config.head, ClassifyConfig | TagConfig):
-            names |= layer_weights("head.linear", "classifier")
-        return names
+        return names | head_weights(
+            config.head,
+            masked=("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+            classifier=("pre_classifier", "classifier"),
+        )
 
     def copies(self, config: ModelConfig) -> Mapping[str, str]:
         """Checkpoints may store the tied head again."""

@@ -28,7 +28,7 @@ class GPT2(Decoder):
 
     model_type = "gpt2"
     prefix = "transformer."
-    ignored = (r".*attn\.(bias|masked_bias)",)
+    ignored = (r"(.*\.)?attn\.(bias|masked_bias)",)
     gguf = "gpt2"
     gguf_words: ClassVar[Mapping[str, str]] = {
         "block_count": "n_layer",

@@ -22,7 +22,7 @@ _STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
 
 
 class MobileNetV2(Architecture):
-    """Maps MobileNetV2 checkpoints. torchvision's own files are converted by models/torchvision.py."""
+    """Maps MobileNetV2 checkpoints. torchvision's own files are converted by models/convert.py."""
 
     model_type = "mobilenet_v2"
     prefix = "mobilenet_v2."

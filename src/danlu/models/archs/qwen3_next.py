@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from danlu.core.errors import ModelError
-from danlu.models.archs import Architecture
-from danlu.models.archs._decoder import decoder_head, decoder_weights
-from danlu.models.archs._experts import decoder_experts, qwen_feedforwards
+from danlu.models.archs._decoder import read_attention, read_decoder
+from danlu.models.archs._experts import ExpertDecoder, qwen_feedforwards
 from danlu.models.archs._keys import Keys
-from danlu.models.archs._rope import read_rope
-from danlu.models.attention import AttentionConfig
-from danlu.models.block import LayerConfig, MixerConfig, StackConfig
+from danlu.models.block import MixerConfig
 from danlu.models.delta import DeltaConfig
-from danlu.models.inputs.tokens import TokensConfig
-from danlu.models.network import ModelConfig, TowerConfig
+from danlu.models.network import ModelConfig
 from danlu.models.norms import NormConfig
 from danlu.models.weights import Source, rows
 
@@ -23,11 +19,10 @@ _ROTARY_SHARE = 0.25
 """Share of each head that is turned where the config does not say."""
 
 
-class Qwen3Next(Architecture):
+class Qwen3Next(ExpertDecoder):
     """Maps Qwen3-Next checkpoints onto the core."""
 
     model_type = "qwen3_next"
-    prefix = "model."
     unused = (r"mtp\..*",)
 
     def read_config(self, theirs: Mapping[str, Any]) -> ModelConfig:
@@ -36,33 +31,24 @@ class Qwen3Next(Architecture):
             theirs = {**theirs, "partial_rotary_factor": _ROTARY_SHARE}
         keys = Keys(theirs)
         keys.fixed(hidden_act="silu", use_sliding_window=False, quantization_config=None)
-        width = keys.integer("hidden_size")
-        mixers = {"linear_attention": _delta(keys), "full_attention": _attention(keys, width)}
+        has_bias = keys.flag("attention_bias", False)
+        mixers: dict[str, MixerConfig] = {
+            "linear_attention": _delta(keys),
+            "full_attention": read_attention(keys, bias=has_bias, out_bias=has_bias, qk_norm="head", gated=True),
+        }
+        kinds = [mixers[kind] for kind in _layer_types(keys, mixers)]
         feedforwards = qwen_feedforwards(keys, normalise=True, has_shared=True)
-        layers = tuple(
-            LayerConfig(mixer=mixers[kind], feedforward=feedforward)
-            for kind, feedforward in zip(_layer_types(keys, mixers), feedforwards, strict=True)
-        )
         norm = NormConfig(kind="rms", epsilon=keys.number("rms_norm_eps", 1e-6), unit_offset=True)
-        context_length = keys.integer("max_position_embeddings", 32_768)
-        stack = StackConfig(width=width, layers=layers, norm=norm, context_length=context_length)
-        tokens = TokensConfig(vocabulary_size=keys.integer("vocab_size"), width=width)
-        head = decoder_head(keys, tied=False)
-        keys.done()
-        return ModelConfig(tower=TowerConfig(input=tokens, stack=stack), head=head)
+        return read_decoder(keys, kinds, feedforwards, norm=norm, context_length=32_768)
 
     def weights(self, config: ModelConfig) -> dict[str, Source]:
         """What DeltaNet layers project is one linear of ours, and so are gate and up."""
-        names = decoder_weights(config) | decoder_experts(config)
+        names = super().weights(config)
         for layer, wanted in enumerate(config.stack.layers):
             if isinstance(wanted.mixer, DeltaConfig):
                 ours, theirs = f"stack.blocks.{layer}.mixer.inner", f"model.layers.{layer}.linear_attn"
                 names |= delta_weights(ours, theirs, wanted.mixer)
         return names
-
-    def copies(self, config: ModelConfig) -> Mapping[str, str]:
-        """Tied checkpoints may store the head again."""
-        return {"lm_head.weight": "model.embed_tokens.weight"} if config.is_tied else {}
 
 
 def delta_weights(ours: str, theirs: str, config: DeltaConfig) -> dict[str, Source]:
@@ -85,23 +71,6 @@ def _delta(keys: Keys) -> DeltaConfig:
         key_width=keys.integer("linear_key_head_dim", 128),
         value_width=keys.integer("linear_value_head_dim", 128),
         conv_width=keys.integer("linear_conv_kernel_dim", 4),
-    )
-
-
-def _attention(keys: Keys, width: int) -> AttentionConfig:
-    heads = keys.integer("num_attention_heads")
-    head_width = keys.integer("head_dim", width // heads)
-    has_bias = keys.flag("attention_bias", False)
-    return AttentionConfig(
-        num_heads=heads,
-        num_kv_heads=keys.integer("num_key_value_heads", heads),
-        head_width=head_width,
-        bias=has_bias,
-        out_bias=has_bias,
-        qk_norm="head",
-        gated=True,
-        rotary=read_rope(keys, head_width),
-        dropout=keys.number("attention_dropout", 0.0),
     )
 
 

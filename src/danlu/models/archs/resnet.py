@@ -16,7 +16,7 @@ from danlu.models.weights import Source, rows
 
 
 class ResNet(Architecture):
-    """Maps ResNet checkpoints. torchvision's own files are converted by models/torchvision.py."""
+    """Maps ResNet checkpoints. torchvision's own files are converted by models/convert.py."""
 
     model_type = "resnet"
     prefix = "resnet."

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.models.archs._encoder import (
-    BertLike,
-    bert_tower,
-    bert_weights,
-    classes,
-    encoder_kind,
-    layer_weights,
-    masked_lm,
-    pooled,
-)
+from danlu.models.archs._encoder import BertLike, bert_head, bert_tower, bert_weights, head_weights
 from danlu.models.archs._keys import Keys
-from danlu.models.heads.classify import ClassifyConfig
-from danlu.models.heads.lm import LMHeadConfig
-from danlu.models.heads.tag import TagConfig
-from danlu.models.network import HeadConfig, ModelConfig
-from danlu.models.norms import NormConfig
-from danlu.models.transform import TransformConfig
-from danlu.models.weights import Source, rows
+from danlu.models.network import ModelConfig
+from danlu.models.weights import Source
 
 
 class Roberta(BertLike):
@@ -37,36 +23,17 @@ class Roberta(BertLike):
         """Raises ModelError on a missing key, an unknown key, or a value that is not honoured."""
         keys = Keys(theirs)
         tower = bert_tower(keys, first_position=keys.integer("pad_token_id", 1) + 1)
-        head = self._head(keys, tower.stack.norm)
+        head = bert_head(keys, tower.stack.norm, activation="gelu")
         keys.done()
         return ModelConfig(tower=tower, head=head)
 
-    def _head(self, keys: Keys, norm: NormConfig) -> HeadConfig:
-        transform = TransformConfig(activation="tanh")
-        dropout = keys.number("classifier_dropout", keys.number("hidden_dropout_prob", 0.1))
-        kind = encoder_kind(keys)
-        if kind == "ForMaskedLM":
-            return masked_lm(keys, TransformConfig(activation="gelu", norm=norm))
-        keys.harmless("tie_word_embeddings")
-        if kind == "ForSequenceClassification":
-            return classes(keys, transform, dropout=dropout)
-        if kind == "ForTokenClassification":
-            return TagConfig(labels=keys.labels(), dropout=dropout)
-        return pooled(transform)
-
     def weights(self, config: ModelConfig) -> dict[str, Source]:
-        """The masked-language head reads the token table."""
-        names = bert_weights("roberta.", config.stack, config.head)
-        if isinstance(config.head, LMHeadConfig):
-            names |= layer_weights("head.transform.dense", "lm_head.dense")
-            names |= layer_weights("head.transform.norm", "lm_head.layer_norm")
-            names["head.linear.bias"] = rows("lm_head.bias")
-        if isinstance(config.head, ClassifyConfig):
-            names |= layer_weights("head.transform.dense", "classifier.dense")
-            names |= layer_weights("head.linear", "classifier.out_proj")
-        if isinstance(config.head, TagConfig):
-            names |= layer_weights("head.linear", "classifier")
-        return names
+        """A classifier has a pooler of its own."""
+        return bert_weights("roberta.", config.stack, config.head) | head_weights(
+            config.head,
+            masked=("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+            classifier=("classifier.dense", "classifier.out_proj"),
+        )
 
     def copies(self, config: ModelConfig) -> Mapping[str, str]:
         """Checkpoints may store the tied head again."""

@@ -11,11 +11,10 @@ from danlu.models.archs import Architecture
 from danlu.models.archs._keys import Keys
 from danlu.models.archs._towers import (
     TOWERS,
-    block_weights,
+    image_weights,
     layer_weights,
-    patch_weights,
     prenorm_stack,
-    read_size,
+    read_patches,
     text_input,
     text_weights,
     tower_keys,
@@ -26,7 +25,6 @@ from danlu.models.heads.classify import ClassifyConfig
 from danlu.models.heads.embed import EmbedConfig
 from danlu.models.heads.pair import PairHeadConfig
 from danlu.models.heads.probe import ProbeConfig
-from danlu.models.inputs.patches import PatchesConfig
 from danlu.models.network import ModelConfig, TowerConfig
 from danlu.models.pair import PairConfig
 from danlu.models.weights import Source, rows
@@ -55,11 +53,11 @@ class SigLIP(Architecture):
             raise ModelError(
                 f"config.json: a SigLIP '…{kind}' is not supported.", "Known: Model, ForImageClassification."
             )
-        if image.head is None:
+        if not isinstance(image.head, ProbeConfig):
             raise ModelError("config.json: vision_use_head is False.", "A SigLIP pair compares what that head makes.")
         text, size = _text_tower(tower_keys(theirs, "text_config"))
         return PairConfig(
-            image=replace(image, head=replace(image.head, normalise=True)),  # pyright: ignore[reportArgumentType]
+            image=replace(image, head=replace(image.head, normalise=True)),
             text=ModelConfig(tower=text, head=EmbedConfig(pooling="last", projection=size, projection_bias=True)),
             head=PairHeadConfig(kind="sigmoid"),
             text_length=text.stack.context_length,
@@ -80,13 +78,7 @@ class SigLIP(Architecture):
 
 def vision_model(keys: Keys) -> ModelConfig:
     """Patches without a class token, and the probe unless ``vision_use_head`` is false."""
-    patches = PatchesConfig(
-        width=keys.integer("hidden_size", 768),
-        image_size=read_size(keys, "image_size", 224),
-        patch_size=read_size(keys, "patch_size", 16),
-        channels=keys.integer("num_channels", 3),
-        class_token=False,
-    )
+    patches = read_patches(keys, 16, class_token=False)
     stack = prenorm_stack(keys, context_length=patches.num_positions, activation="gelu_pytorch_tanh", epsilon=1e-6)
     head: ProbeConfig | None = None
     if keys.flag("vision_use_head", True):
@@ -116,17 +108,10 @@ def _text_tower(keys: Keys) -> tuple[TowerConfig, int]:
 
 def vision_weights(ours: str, config: ModelConfig) -> dict[str, Source]:
     """Names of an image tower and its probe."""
-    patches, theirs = config.tower.input, "vision_model."
-    assert isinstance(patches, PatchesConfig)
-    names = {
-        f"{ours}embedding.positions": rows(f"{theirs}embeddings.position_embedding.weight"),
-        **patch_weights(f"{ours}embedding.projection", f"{theirs}embeddings.patch_embedding", patches),
-        **block_weights(ours, f"{theirs}encoder.layers", config.stack),
-        **layer_weights(f"{ours}stack.norm", f"{theirs}post_layernorm"),
-    }
+    names = image_weights(ours, config)
     if not isinstance(config.head, ProbeConfig):
         return names
-    head, probe = f"{ours}head", f"{theirs}head"
+    head, probe = f"{ours}head", "vision_model.head"
     return names | {
         f"{head}.probe": Source((f"{probe}.probe",), shape=(1, 1, config.width)),
         f"{head}.qkv.weight": rows(f"{probe}.attention.in_proj_weight"),

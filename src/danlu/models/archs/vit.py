@@ -9,7 +9,7 @@ from typing import Any
 from danlu.core.errors import ModelError
 from danlu.models.archs import Architecture
 from danlu.models.archs._keys import ACTIVATIONS, Keys
-from danlu.models.archs._towers import block_weights, layer_weights, patch_weights, prenorm_stack, read_size
+from danlu.models.archs._towers import block_weights, layer_weights, patch_weights, prenorm_stack, read_patches
 from danlu.models.heads.classify import ClassifyConfig
 from danlu.models.heads.embed import EmbedConfig
 from danlu.models.inputs.patches import PatchesConfig
@@ -38,13 +38,7 @@ class ViT(Architecture):
         keys = Keys(theirs)
         keys.harmless("encoder_stride")
         dropout = keys.number("hidden_dropout_prob", 0.0)
-        patches = PatchesConfig(
-            width=keys.integer("hidden_size", 768),
-            image_size=read_size(keys, "image_size", 224),
-            patch_size=read_size(keys, "patch_size", 16),
-            channels=keys.integer("num_channels", 3),
-            dropout=dropout,
-        )
+        patches = read_patches(keys, 16, dropout=dropout)
         stack = prenorm_stack(
             keys,
             context_length=patches.num_positions,

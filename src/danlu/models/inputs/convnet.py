@@ -113,8 +113,8 @@ class ConvInput(nn.Module):
 
     def forward(self, images: Tensor, positions: Tensor) -> Tensor:
         """images: (B, C, height, width) → (N, D), the last grids laid end to end. Positions are not used."""
-        weight = self.blocks[0].layers[0].convolution.weight  # pyright: ignore
-        x = images.to(weight.dtype).contiguous(memory_format=torch.channels_last)  # faster on CPUs, free to lay flat
+        x = images.to(next(self.parameters()).dtype)
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on CPUs, free to lay flat
         for block in self.blocks:
             x = block(x)
         return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -186,8 +186,9 @@ class ConvLayer(nn.Module):
 
     def _normed(self, x: Tensor) -> Tensor:
         """Statistics, factor and shift stay in fp32 when x is not."""
-        norm = self.norm
-        if x.dtype == norm.weight.dtype == norm.running_mean.dtype:  # pyright: ignore[reportOptionalMemberAccess]
+        norm, mean = self.norm, self.norm.running_mean
+        assert mean is not None
+        if x.dtype == norm.weight.dtype == mean.dtype:
             return norm(x)
         return norm(x.float()).to(x.dtype)
 

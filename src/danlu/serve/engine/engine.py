@@ -69,7 +69,7 @@ class EngineTicket:
         """Hand an event to the caller. A listener that raises breaks its own contract, not the others' answers."""
         try:
             self.on_event(event)
-        except Exception:
+        except Exception:  # code of others may fail in any way, and the loop that runs it serves everybody
             _LOG.exception("a listener of the engine failed")
 
 

@@ -1,37 +1,37 @@
-"""Asks any OpenAI-compatible server: ``Client`` (async) and ``RemoteModel``, a LanguageModel over it.
+"""The async client of any OpenAI-compatible server.
 
-Knows nothing of torch or of how the server works. A request that was not answered (429, 503, no connection) is sent
-again, later each time; one that has begun to be answered never is.
+A request that was not answered (429, 503, no connection) is sent again, later each time; one that has begun to be
+answered never is. Knows nothing of how the server works.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
-from msgspec import Struct
 
-from danlu.core.errors import OverloadedError, RequestError
-from danlu.core.records import (
-    Completion,
-    Delta,
-    FinishReason,
-    GenerateOptions,
-    Message,
-    OnAdvance,
-    Prompt,
-    Score,
-    Usage,
+from danlu.client.protocol import (
+    ErrorDetail,
+    Reply,
+    TokenCounts,
+    check_sent,
+    decode_models,
+    decode_reply,
+    encode_request,
+    to_error,
+    to_finish_reason,
+    to_usage,
 )
+from danlu.core.errors import RequestError
+from danlu.core.records import Completion, Delta, FinishReason, GenerateOptions, Message, Prompt
 
-T = TypeVar("T")
+_Route = Literal["chat/completions", "completions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,49 +48,6 @@ class Patience:
     """Delay before the second try; it doubles with each further one, and up to half of it is added at random."""
     most_delay_s: float = 20.0
     """Longest delay, whatever the server's Retry-After says."""
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _ErrorDetail(Struct):
-    message: str = ""
-    code: str | int | None = None
-    param: str | None = None
-
-
-class _Text(Struct):
-    content: str | None = None
-
-
-class _Choice(Struct):
-    message: _Text | None = None
-    delta: _Text | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Reply(Struct):
-    """An answer, a chunk of one, or an error: the fields of all that we read."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _ErrorDetail | None = None
-
-
-class _Model(Struct):
-    id: str
-
-
-class _Models(Struct):
-    data: list[_Model]
-
-
-_decode_reply = msgspec.json.Decoder(_Reply).decode
-_decode_models = msgspec.json.Decoder(_Models).decode
-_Route = Literal["chat/completions", "completions"]
 
 
 class Client:
@@ -128,7 +85,7 @@ class Client:
         async with self._send("GET", "models", None) as response:
             content = await self._read(response)
         try:
-            return [model.id for model in _decode_models(content).data]
+            return [model.id for model in decode_models(content).data]
         except msgspec.DecodeError as error:
             raise self._nonsense(content) from error
 
@@ -154,28 +111,13 @@ class Client:
 
     async def _body(self, prompt: Mapping[str, Any], options: GenerateOptions | None, *, is_stream: bool) -> bytes:
         options = options or GenerateOptions()
-        _check_sent(options)
+        check_sent(options)
         if self._model is None:
             names = await self.models()
             if not names:
                 raise RequestError(f"{self._root} has no model.", "Load one there.", status=404, code="model_not_found")
             self._model = names[0]
-        body: dict[str, Any] = {
-            "model": self._model,
-            **prompt,
-            "max_tokens": options.max_tokens,
-            "temperature": options.temperature,
-            "top_p": options.top_p,
-        }
-        if options.top_k:
-            body["top_k"] = options.top_k
-        if options.stop:
-            body["stop"] = options.stop
-        if options.seed is not None:
-            body["seed"] = options.seed
-        if is_stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return msgspec.json.encode(body)
+        return encode_request(self._model, prompt, options, is_stream=is_stream)
 
     async def _whole(self, route: _Route, prompt: Mapping[str, Any], options: GenerateOptions | None) -> Completion:
         async with self._send("POST", route, await self._body(prompt, options, is_stream=False)) as response:
@@ -185,29 +127,29 @@ class Client:
             raise self._nonsense(content)
         choice = reply.choices[0]
         text = choice.text if choice.message is None else choice.message.content
-        finish_reason = _finish_reason(choice.finish_reason) or "stop"
-        return Completion(text=text or "", finish_reason=finish_reason, usage=_to_usage(reply.usage))
+        finish_reason = to_finish_reason(choice.finish_reason) or "stop"
+        return Completion(text=text or "", finish_reason=finish_reason, usage=to_usage(reply.usage))
 
     async def _stream(
         self, route: _Route, prompt: Mapping[str, Any], options: GenerateOptions | None
     ) -> AsyncIterator[Delta]:
         finish_reason: FinishReason | None = None
-        usage: _Usage | None = None
+        usage: TokenCounts | None = None
         body = await self._body(prompt, options, is_stream=True)
         async with self._send("POST", route, body) as response:
             async for data in self._events(response):
                 reply = self._decode(data)
                 if reply.error is not None:
-                    raise _to_error(500, reply.error, None)
+                    raise to_error(500, reply.error, None)
                 usage = reply.usage or usage
                 for choice in reply.choices:
                     text = choice.text if choice.delta is None else choice.delta.content
                     if text:
                         yield Delta(text=text)
-                    finish_reason = _finish_reason(choice.finish_reason) or finish_reason
+                    finish_reason = to_finish_reason(choice.finish_reason) or finish_reason
         if finish_reason is None:
             raise self._broken()
-        yield Delta(text="", finish_reason=finish_reason, usage=_to_usage(usage))
+        yield Delta(text="", finish_reason=finish_reason, usage=to_usage(usage))
 
     async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Data lines of the stream up to [DONE]; lines may be of any length and cut anywhere."""
@@ -285,14 +227,14 @@ class Client:
     async def _failure(self, response: aiohttp.ClientResponse) -> RequestError:
         content = await self._read(response)
         try:
-            detail = _decode_reply(content).error or _ErrorDetail()
+            detail = decode_reply(content).error or ErrorDetail()
         except msgspec.DecodeError:
-            detail = _ErrorDetail(content[:200].decode("utf-8", "replace"))
-        return _to_error(response.status, detail, response.headers.get("retry-after"))
+            detail = ErrorDetail(content[:200].decode("utf-8", "replace"))
+        return to_error(response.status, detail, response.headers.get("retry-after"))
 
-    def _decode(self, content: bytes) -> _Reply:
+    def _decode(self, content: bytes) -> Reply:
         try:
-            return _decode_reply(content)
+            return decode_reply(content)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._nonsense(content) from error
 
@@ -327,143 +269,3 @@ class Client:
             status=503,
             code="connection_error",
         )
-
-
-_SENT = {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
-
-
-def _check_sent(options: GenerateOptions) -> None:
-    """Raises RequestError for an option that the request would leave out."""
-    plain = GenerateOptions()
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if option.name not in _SENT and value != getattr(plain, option.name):
-            raise RequestError(
-                f"{option.name} is {value!r}, which is not sent to servers.",
-                "Leave it out, or load the model here (danlu.load).",
-                status=501,
-                code="unsupported",
-                param=option.name,
-            )
-
-
-def _to_error(status: int, detail: _ErrorDetail, retry_after: str | None) -> RequestError:
-    message = detail.message or f"The server refused the request with status {status}."
-    if status == 429:
-        wait_s = int(retry_after) if retry_after is not None and retry_after.isdecimal() else 1
-        return OverloadedError(message, retry_after_s=wait_s)
-    code = str(detail.code) if detail.code is not None else None
-    return RequestError(message, status=status, code=code, param=detail.param)
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    if reason in ("length", "abort"):
-        return "length" if reason == "length" else "abort"
-    return "stop"
-
-
-def _to_usage(usage: _Usage | None) -> Usage:
-    usage = usage or _Usage()
-    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
-
-
-class RemoteModel:
-    """A LanguageModel behind HTTP: prompts go out together, ``concurrency`` at a time, from a thread of its own."""
-
-    def __init__(self, client: Client, *, concurrency: int = 16) -> None:
-        """Takes ``client`` over: it must not be used elsewhere, and is closed by ``close``."""
-        self._client = client
-        self._concurrency = concurrency
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="danlu-client", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> RemoteModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections and end the thread. Safe to call twice."""
-        if not self._loop.is_closed():
-            self._wait_for(self._client.close())
-            self._wait_for(self._loop.shutdown_asyncgens())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def generate(
-        self, prompts: Sequence[Prompt], options: GenerateOptions | None = None, on_advance: OnAdvance | None = None
-    ) -> list[Completion]:
-        """Answers in the order of ``prompts``; the first failure stops the rest."""
-        return self._wait_for(self._generate(prompts, options, on_advance))
-
-    async def _generate(
-        self, prompts: Sequence[Prompt], options: GenerateOptions | None, on_advance: OnAdvance | None
-    ) -> list[Completion]:
-        answers: dict[int, Completion] = {}
-        queue = iter(enumerate(prompts))
-
-        async def work() -> None:
-            for index, prompt in queue:
-                answers[index] = await self._client.answer(prompt, options)
-                if on_advance is not None:
-                    on_advance(1)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(prompts))):
-                    group.create_task(work())
-        except* RequestError as errors:
-            raise _first(errors) from errors
-        return [answers[index] for index in range(len(prompts))]
-
-    def stream(self, prompt: Prompt, options: GenerateOptions | None = None) -> Iterator[Delta]:
-        """The answer piece by piece; leaving early stops the server too."""
-        if isinstance(prompt, str):
-            deltas = self._client.stream_complete(prompt, options)
-        else:
-            deltas = self._client.stream_chat(prompt, options)
-        try:
-            while True:
-                delta = self._wait_for(_next(deltas))
-                if delta is None:
-                    return
-                yield delta
-        finally:
-            if not self._loop.is_closed():
-                self._wait_for(_close(deltas))
-
-    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Score]:
-        """Always refused: the HTTP API gives no probabilities."""
-        raise RequestError(
-            "Scoring is not supported remotely: the HTTP API gives no probabilities.",
-            "Load the model here (danlu.load) and score with it.",
-            status=501,
-            code="unsupported",
-        )
-
-    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-
-async def _next(deltas: AsyncIterator[Delta]) -> Delta | None:
-    return await anext(deltas, None)
-
-
-async def _close(deltas: AsyncIterator[Delta]) -> None:
-    assert isinstance(deltas, AsyncGenerator)
-    await deltas.aclose()
-
-
-def _first(errors: BaseExceptionGroup[RequestError]) -> RequestError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,72 +1,20 @@
 """The client against a server that plays a script: retries, errors, streams cut anywhere."""
 
 import asyncio
-import json
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from danlu.client import Client, Patience, RemoteModel
+from danlu.client import Client, Patience
 from danlu.core.errors import OverloadedError, RequestError
-from danlu.core.records import Completion, Delta, GenerateOptions, LanguageModel, Usage
+from danlu.core.records import Completion, Delta, GenerateOptions, Usage
+from tests.client.script import CHAT, TEXT, USAGE, event, stream_of
 
 QUICK = Patience(first_delay_s=0.01, max_retries=2, timeout_s=5.0)
-USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
-CHAT = {"choices": [{"message": {"content": "Hi", "role": "assistant"}, "finish_reason": "length"}], "usage": USAGE}
-TEXT = {"choices": [{"text": "there", "finish_reason": "stop"}], "usage": USAGE}
 ASK = [{"role": "user", "content": "hello"}]
-
-
-class Script(ThreadingHTTPServer):
-    """Answers with the next of ``replies``: (status, headers, body) or bytes written as they are before hanging up."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Player)
-        self.replies, self.requests, self.lock = [], [], threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Player(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), json.loads(body) if body else None))
-            reply = self.server.replies.pop(0)
-        if isinstance(reply, bytes):
-            self.wfile.write(reply)
-            self.close_connection = True
-            return
-        status, headers, content = reply
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {**headers, "content-length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.fixture
-def script():
-    with Script() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(script, action, **settings):
@@ -81,18 +29,6 @@ def ask(script, action, **settings):
 
 async def collect(deltas):
     return [delta async for delta in deltas]
-
-
-def event(**fields):
-    return b"data: " + json.dumps(fields).encode() + b"\n\n"
-
-
-def stream_of(*blocks):
-    """A chunked response whose blocks arrive as cut here; it ends without the last chunk when None is last."""
-    is_whole = blocks[-1] is not None
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(block), block) for block in blocks if block)
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    return head + chunks + (b"0\r\n\r\n" if is_whole else b"")
 
 
 def test_chat_sends_the_options_and_reads_the_answer(script):
@@ -246,53 +182,6 @@ def test_a_silent_server_is_a_timeout(script):
         with pytest.raises(RequestError, match=r"said nothing for 0\.2 s") as caught:
             ask(script, lambda client: client.chat(ASK), patience=Patience(timeout_s=0.2))
     assert caught.value.status == 504
-
-
-def test_options_that_are_not_sent_are_refused(script):
-    with RemoteModel(Client(script.url)) as model:
-        for options, name in (
-            (GenerateOptions(min_p=0.1), r"min_p is 0\.1"),
-            (GenerateOptions(num_beams=2), "num_beams is 2"),
-            (GenerateOptions(logit_bias={3: 1.0}), r"logit_bias is \{3: 1\.0\}"),
-        ):
-            with pytest.raises(RequestError, match=f"{name}, which is not sent to servers") as caught:
-                model.generate(["a"], options)
-            assert (caught.value.status, caught.value.code) == (501, "unsupported")
-
-
-def test_a_remote_model_refuses_to_score(script):
-    with RemoteModel(Client(script.url)) as model:
-        assert isinstance(model, LanguageModel)
-        with pytest.raises(RequestError, match="Scoring is not supported remotely"):
-            model.score(["a"], ["b"])
-
-
-def test_a_remote_model_keeps_order_reports_progress_and_closes_twice(script):
-    script.replies = [(200, {}, TEXT)] * 5
-    done = []
-    model = RemoteModel(Client(script.url, model="m"), concurrency=2)
-    answers = model.generate(["a"] * 5, on_advance=done.append)
-    assert [answer.text for answer in answers] == ["there"] * 5
-    assert done == [1] * 5
-    assert model.generate([]) == []
-    model.close()
-    model.close()
-
-
-def test_the_first_failure_of_a_remote_model_is_raised_as_it_is(script):
-    script.replies = [(400, {}, {"error": {"message": "no", "param": "prompt"}})] * 3
-    with RemoteModel(Client(script.url, model="m"), concurrency=1) as model, pytest.raises(RequestError, match=r"^no$"):
-        model.generate(["a", "b", "c"])
-    assert len(script.requests) == 1
-
-
-def test_a_remote_stream_left_early_outlives_its_model(script):
-    script.replies = [stream_of(event(choices=[{"text": "a"}]), event(choices=[{"text": "b"}]), None)]
-    model = RemoteModel(Client(script.url, model="m"))
-    deltas = model.stream("p")
-    assert next(deltas).text == "a"
-    model.close()
-    deltas.close()
 
 
 def test_the_client_never_loads_torch():
