@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train docs lock clean
+.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train bench-energy bench-pretrain-recipes bench-sentiment docs lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ bench-linear-attention: setup ## time recurrent layers against softmax attention
 
 bench-train: setup ## training against HF Trainer, PEFT, TRL and litgpt; writes bench/results/train.json (ARGS=--quick)
 	$(BIN)/python bench/train.py $(ARGS)
+
+bench-pretrain-recipes: setup ## run the pre-training recipes whole, beside xz and n-grams (ARGS="--only=en")
+	$(BIN)/python bench/pretrain_recipes.py $(ARGS)
+
+bench-sentiment: setup ## the sentiment recipes beside TF-IDF and logistic regression (ARGS="--only=zh --seeds=17,18")
+	$(BIN)/python bench/sentiment.py $(ARGS)
+
+bench-energy: setup ## our energy figure beside codecarbon's; writes bench/results/energy.json
+	$(BIN)/python bench/energy.py $(ARGS)
 
 docs: setup ## write the measured numbers of bench/results into the READMEs and docs
 	$(BIN)/python scripts/docs_numbers.py

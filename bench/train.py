@@ -124,9 +124,7 @@ def summary(results: list[dict[str, Any]], score: dict[str, float], options: Opt
         "tokens_in_10_minutes": round(median * (600 - statistics.median(first))),
         "max_rss_bytes": [result["peak_rss_bytes"] for result in results],
         "rss_before_bytes": [result["begun"]["rss_bytes"] for result in results],
-        "activation_bytes": [
-            r["steps_peak_rss_bytes"] - min(r["begun"]["rss_bytes"], *r["rss_bytes"]) for r in results
-        ],
+        "activation_bytes": [result["kept_bytes"] for result in results],
         "measured_steps": [len(result["stamps_s"]) - skip for result in results],
         "first_loss": results[0]["losses"][0],
         "last_losses": results[0]["losses"][-5:],

@@ -7,6 +7,7 @@ standard library only, because the peers' environment has no danlu and ours has 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import random
 import re
@@ -34,6 +35,8 @@ class Job:
         self.snapshots: list[dict[str, Any]] = []
         """Weights kept on the way: seconds of training and folder."""
         self.begun: dict[str, float] = {}
+        self.kept_bytes = 0
+        """Most memory that a forward pass left behind for the backward pass, where a job measures it."""
         self.steps_peak = 0
         """Most memory of the process while it trained, loading and saving left out."""
         self._paused_s = 0.0
@@ -88,6 +91,7 @@ class Job:
             "supervised": self.supervised,
             "snapshots": self.snapshots,
             "begun": self.begun,
+            "kept_bytes": self.kept_bytes,
             "steps_peak_rss_bytes": self.steps_peak,
             "peak_rss_bytes": max(self.steps_peak, memory("VmHWM"), int(self.begun.get("peak_rss_bytes", 0))),
             **more,
@@ -122,3 +126,20 @@ def memory(field: str) -> int:
     status = Path("/proc/self/status")
     found = re.search(rf"{field}:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
     return int(found[1]) * 1024 if found else 0
+
+
+def bytes_in_use() -> int:
+    """What the process has allocated and not freed, by glibc's own account."""
+    info = ctypes.CDLL(None).mallinfo2
+    info.restype = _Account
+    account = info()
+    return account.uordblks + account.hblkhd
+
+
+class _Account(ctypes.Structure):
+    """struct mallinfo2 of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from safetensors.torch import load_file, save_file
 from train_clock import Job as Clock
-from train_clock import read_job, row_order
+from train_clock import bytes_in_use, read_job, row_order
 
 from danlu.core.config import from_mapping, to_mapping
 from danlu.core.events import Events
@@ -63,7 +63,10 @@ def lora(clock: Clock) -> None:
 
     def loss_of(rows: Sequence[RenderedChat]) -> Summed:
         batch = collate(rows)
-        return Summed(answers_loss(model.network, batch), batch.targets.shape[0], batch.num_tokens)
+        before = bytes_in_use()
+        loss = answers_loss(model.network, batch)
+        clock.kept_bytes = max(clock.kept_bytes, bytes_in_use() - before)
+        return Summed(loss, batch.targets.shape[0], batch.num_tokens)
 
     def counts(step: int) -> Counts:
         batch = batches.at(step)[0]
@@ -86,7 +89,10 @@ def token_rows(clock: Clock) -> None:
         return asked.next_tokens(TokenRows(ids[start : start + size].astype(np.int64), np.array([size])))
 
     def loss_of(parts: Sequence[Asked]) -> Summed:
-        return asked.summed_loss(model.network, asked.join(parts))
+        before = bytes_in_use()
+        loss = asked.summed_loss(model.network, asked.join(parts))
+        clock.kept_bytes = max(clock.kept_bytes, bytes_in_use() - before)
+        return loss
 
     batches = InOrder(row, len(order), count, count * size)
     train(clock, model, config, batches, loss_of, lambda _: (count * size, count * (size - 1)))
@@ -96,7 +102,7 @@ def token_rows(clock: Clock) -> None:
 
 def recipe(clock: Clock) -> None:
     """The pretrain stage with settings of our choice; the same documents."""
-    config = config_of(clock, PretrainConfig)
+    config = config_of(clock, PretrainConfig, samples=0)
     model = load_to_train(Path(clock["model"]), config)
     sources = [TokenSource(shards=TokenShards(Path(clock["shards"])))]
     with watching(Stamps(clock, lambda _: (config.tokens_per_step, config.tokens_per_step))):

@@ -78,6 +78,28 @@ ENGLISH = {
     "ours_fp32": "danlu, fp32",
     "ours_checkpointing": "danlu, activations computed again",
     "void": " (worse than the fp32 reference: not the same work)",
+    "pretrain_head": "from scratch on two cores",
+    "en": "English",
+    "zh": "Chinese",
+    "parameters": "weights",
+    "train_text": "training text",
+    "tokens_read": "tokens read",
+    "held_out_text": "held-out text",
+    "pretrained": "**bits per byte, our model**",
+    "xz": "xz",
+    "kneser_ney": "Kneser-Ney, {order} bytes",
+    "minutes": "minutes in all (of them training)",
+    "en_sample": "The English model goes on from *{prompt}*: {text}",
+    "zh_sample": "The Chinese model goes on from *{prompt}*: {text}",
+    "sentiment_head": "test rows | TF-IDF and logistic regression | danlu",
+    "sentiment_zh": "Chinese, two labels: accuracy",
+    "sentiment_en": "English, three labels: macro-F1",
+    "energy_head": "codecarbon counts | danlu, Wh | its processor | its memory | its sum | danlu / codecarbon",
+    "energy_process": "this process",
+    "energy_machine": "the whole machine",
+    "energy_note": "Ours is {ours_method}, with {ours_watts_per_busy_core:g} W a busy core; codecarbon came to "
+    "{codecarbon_cpu_watts_per_busy_core:.1f} W a busy core and {codecarbon_ram_watts:g} W of memory for as long as "
+    "the job lasts. Load average before: {load:.1f}.",
     "tokenizer_head": "characters a token, ours / Qwen3's (151,669 ids) | English | Chinese",
     "same": "{size} ids, documents kept aside of the same sources",
     "other": "{size} ids, sources never trained on",
@@ -138,7 +160,29 @@ CHINESE = {
     "ours": "**danlu**",
     "ours_fp32": "danlu，fp32",
     "ours_checkpointing": "danlu，重算激活",
+    "pretrain_head": "两核上从零训练",
+    "en": "英文",
+    "zh": "中文",
+    "parameters": "参数",
+    "train_text": "训练文本",
+    "tokens_read": "读过的 token",
+    "held_out_text": "留出文本",
+    "pretrained": "**每字节比特数，我们的模型**",
+    "xz": "xz",
+    "kneser_ney": "Kneser-Ney，{order} 字节",
+    "minutes": "全程分钟数（其中训练）",
+    "en_sample": "英文模型续写 *{prompt}*：{text}",
+    "zh_sample": "中文模型续写 *{prompt}*：{text}",
     "void": "（差于 fp32 参照，不算同样的工作）",
+    "sentiment_head": "测试集 | TF-IDF 加逻辑回归 | danlu",
+    "sentiment_zh": "中文，两类：准确率",
+    "sentiment_en": "英文，三类：宏平均 F1",
+    "energy_head": "codecarbon 的口径 | danlu，Wh | 其处理器 | 其内存 | 其合计 | danlu / codecarbon",
+    "energy_process": "本进程",
+    "energy_machine": "整机",
+    "energy_note": "我们的数（{ours_method}）按每个忙碌核心 {ours_watts_per_busy_core:g} W；codecarbon 每个忙碌核心合 "
+    "{codecarbon_cpu_watts_per_busy_core:.1f} W，另加整个任务期间内存的 {codecarbon_ram_watts:g} W。"
+    "测前平均负载 {load:.1f}。",
     "tokenizer_head": "每个 token 的字符数，我们 / Qwen3（151,669 个词元）| 英文 | 中文",
     "same": "{size} 词表，同源留出文档",
     "other": "{size} 词表，从未训练过的来源",
@@ -277,10 +321,73 @@ def train(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return "\n".join([*parts, f"{machine(result, words)} {peers}."])
 
 
+def pretrain_recipes(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """What the pre-training recipes make, beside a compressor and n-grams."""
+    runs: Mapping[str, Any] = result["runs"]
+    scores = [run["summary"]["scores"] for run in runs.values()]
+    rows = [
+        (words["parameters"], *(f"{one['parameters'] / 1e6:.1f} M" for one in scores)),
+        (words["train_text"], *(size(one["train_bytes"]) for one in scores)),
+        (words["tokens_read"], *(f"{run['tokens_read'] / 1e6:.1f} M" for run in runs.values())),
+        (words["held_out_text"], *(f"{one['held_out_bytes'] / 1e3:,.0f} kB" for one in scores)),
+        (words["pretrained"], *(f"**{one['model']:.3f}**" for one in scores)),
+        (words["xz"], *(f"{one['xz']:.3f}" for one in scores)),
+        *(
+            (words["kneser_ney"].format(order=order), *(f"{one['kneser_ney_of_order'][order]:.3f}" for one in scores))
+            for order in scores[0]["kneser_ney_of_order"]
+        ),
+        (words["minutes"], *(minutes(run) for run in runs.values())),
+    ]
+    samples = [
+        f"- {words[f'{language}_sample'].format(**{key: one_line(text) for key, text in sample.items()})}"
+        for language, run in runs.items()
+        for sample in run["samples"]
+    ]
+    head = " | ".join([words["pretrain_head"], *(words[language] for language in runs)])
+    return "\n".join([*table(head, rows), "", *samples, "", machine(result, words)])
+
+
+def sentiment(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """What the sentiment recipes reach on their test rows; of several seeds the mean and the range."""
+    rows: list[tuple[str, ...]] = []
+    for language, run in result["runs"].items():
+        judge = run["judge"]
+        ours = [100.0 * one["test"][judge] for one in run["ours"].values()]
+        told = f"**{statistics.mean(ours):.1f}**" + (f" ({min(ours):.1f}–{max(ours):.1f})" if len(ours) > 1 else "")
+        rows.append((words[f"sentiment_{language}"], f"{100.0 * run['tfidf']['test'][judge]:.1f}", told))
+    return "\n".join([*table(words["sentiment_head"], rows), "", machine(result, words)])
+
+
+def energy(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Our energy figure beside codecarbon's, and what both count a busy core with."""
+    rows = [
+        (
+            words[f"energy_{mode}"],
+            *(f"{run[key]:.3f}" for key in ("ours_wh", "codecarbon_cpu_wh", "codecarbon_ram_wh", "codecarbon_wh")),
+            f"{run['ratio']:.2f}×",
+        )
+        for mode, run in result["runs"].items()
+        if mode in ("process", "machine")
+    ]
+    note = words["energy_note"].format(**result["runs"]["process"], load=result["machine"]["load_before"])
+    return "\n".join([*table(words["energy_head"], rows), "", f"{note} {machine(result, words)}"])
+
+
+def minutes(run: Mapping[str, Any]) -> str:
+    """Of a whole recipe, and of its training."""
+    return f"{run['wall_s'] / 60:.1f} ({run['summary']['seconds']['base'] / 60:.1f})"
+
+
+def one_line(text: str) -> str:
+    """Text of several lines as one, with nothing that Markdown would read."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " / ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
 TYPES = ("fp32", "bf16")
 RENDERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], str]] = {
     "quickstart": quickstart, "models": models, "experts": experts, "linear-attention": linear_attention,
-    "tokenizer": tokenizer, "train": train,
+    "tokenizer": tokenizer, "train": train, "energy": energy, "pretrain-recipes": pretrain_recipes,
+    "sentiment": sentiment,
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from danlu.flow.recipe import load_recipe
 from danlu.models.encode import hidden_states
 from danlu.models.load import load_model
 
@@ -112,3 +113,12 @@ def test_repeated_reviews_stand_once_and_contradicted_ones_never(root: Path, tmp
     assert counts == {"lines": 65, "texts": 32, "rows": 31, "test": 3, "validation": 1, "train": 27}
     rows = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert sorted(row["text"] for row in rows) == sorted([*negative, "好"])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_recipes_of_pre_training_are_whole(root: Path, language: str) -> None:
+    stages = {stage.name: stage for stage in load_recipe(root / "recipes" / f"pretrain_{language}.yaml").stages}
+    base, scores = stages["base"], stages["scores"]
+    assert scores.inputs == {"model": "base", "tokens": base.inputs["tokens"]}, "judged on what it did not read"
+    assert stages["new"].config.context_length == base.config.sequence_length, "so that it is scored as it was trained"
+    assert (stages["new"].inputs["tokenizer"], stages["tokens"].inputs["tokenizer"]) == ("tokenizer", "tokenizer")

@@ -122,3 +122,39 @@ def test_a_result_that_lacks_a_number_is_not_papered_over(tmp_path: Path):
     (tmp_path / "quickstart.json").write_text(json.dumps(broken))
     with pytest.raises(KeyError, match="chrf"):
         fill(DOCUMENT, ENGLISH, tmp_path)
+
+
+def test_models_from_scratch_stand_beside_their_rivals(tmp_path: Path):
+    def run(bits: float) -> dict[str, Any]:
+        scores = {"model": bits, "xz": 1.5, "kneser_ney_of_order": {"5": 1.75, "6": 1.625}, "parameters": 5_049_088}
+        scores |= {"train_bytes": 42_900_080, "held_out_bytes": 423_268}
+        summary = {"scores": scores, "seconds": {"base": 540.0}}
+        samples = [{"prompt": "It\n", "text": "was *a\n\nday"}]
+        return {"wall_s": 780.0, "tokens_read": 5_734_400, "summary": summary, "samples": samples}
+
+    result = {**RESULT, "runs": {"en": run(1.4321), "zh": run(2.0)}}
+    (tmp_path / "pretrain_recipes.json").write_text(json.dumps(result))
+    text = fill("<!-- numbers:pretrain-recipes -->\n<!-- /numbers -->\n", ENGLISH, tmp_path)
+    for expected in (
+        "| from scratch on two cores | English | Chinese |",
+        "| **bits per byte, our model** | **1.432** | **2.000** |",
+        "| Kneser-Ney, 6 bytes | 1.625 | 1.625 |",
+        "| tokens read | 5.7 M | 5.7 M |",
+        "| minutes in all (of them training) | 13.0 (9.0) | 13.0 (9.0) |",
+        r"The English model goes on from *It*: was \*a / day",
+    ):
+        assert expected in text
+    assert fill(text, CHINESE, tmp_path).count("中文模型续写") == 1
+
+
+def test_classifiers_stand_beside_tf_idf_with_the_range_of_their_seeds(tmp_path: Path):
+    def run(judge: str, theirs: float, *ours: float) -> dict[str, Any]:
+        seeds = {str(seed): {"test": {judge: value}} for seed, value in enumerate(ours)}
+        return {"judge": judge, "ours": seeds, "tfidf": {"test": {judge: theirs}}}
+
+    result = {**RESULT, "runs": {"zh": run("accuracy", 0.856, 0.88, 0.884), "en": run("macro_f1", 0.667, 0.7004)}}
+    (tmp_path / "sentiment.json").write_text(json.dumps(result))
+    text = fill("<!-- numbers:sentiment -->\n<!-- /numbers -->\n", ENGLISH, tmp_path)
+    assert "| Chinese, two labels: accuracy | 85.6 | **88.2** (88.0–88.4) |" in text
+    assert "| English, three labels: macro-F1 | 66.7 | **70.0** |" in text
+    assert "| 中文，两类：准确率 | 85.6 |" in fill(text, CHINESE, tmp_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy.typing as npt
 END = 256
 """The symbol after a document; before it stand as many as the order needs."""
 _SYMBOLS = 257
-_DICTIONARY_BYTES = 1 << 26
-_LONGEST = 7
+_LONGEST_WINDOW = 1 << 27
+LONGEST = 7
 """Symbols of an n-gram that one 64-bit number holds."""
 
 Codes = npt.NDArray[np.int64]
@@ -42,13 +43,20 @@ class Baseline:
 def xz(train: Iterable[bytes], held_out: Iterable[bytes], *, preset: int = 9) -> Baseline:
     """Growth of an xz file (LZMA2) when the held-out documents come after the training ones, NUL between documents.
 
-    Its window has 64 MiB: of more text only the last part helps.
+    Its window holds all text up to 128 MiB: of more only the last part helps. Unlike a model that is frozen, it goes on
+    learning from each held-out document it has written. Both files are made at once, on two cores.
     """
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": _DICTIONARY_BYTES}]
     before = b"".join(document + b"\0" for document in train)
     documents = list(held_out)
-    after = b"".join(document + b"\0" for document in documents)
-    sizes = [len(lzma.compress(text, lzma.FORMAT_RAW, filters=filters)) for text in (before, before + after)]
+    whole = before + b"".join(document + b"\0" for document in documents)
+    window = min(_LONGEST_WINDOW, 1 << max(16, len(whole).bit_length()))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
+
+    def size(text: bytes) -> int:
+        return len(lzma.compress(text, lzma.FORMAT_RAW, filters=filters))
+
+    with ThreadPoolExecutor(2) as pool:
+        sizes = list(pool.map(size, (before, whole)))
     return Baseline(bits=8.0 * (sizes[1] - sizes[0]), text_bytes=sum(map(len, documents)))
 
 
@@ -63,7 +71,7 @@ class KneserNey:
 
     def __init__(self, documents: Iterable[bytes], order: int = 6) -> None:
         """Count ``documents``; ``order`` symbols, 7 at most, make an n-gram."""
-        assert 1 <= order <= _LONGEST
+        assert 1 <= order <= LONGEST
         self._order = order
         grams, counts = np.unique(self._codes(documents), return_counts=True)
         self._orders = [_Order.of(grams, counts)]
@@ -94,20 +102,21 @@ class KneserNey:
 
     def _codes(self, documents: Iterable[bytes]) -> Codes:
         """Every n-gram of the documents as a number: symbols are its digits, the told one the last."""
-        before = [END] * (self._order - 1)
+        before = np.full(self._order - 1, END, np.int16)
         parts: list[npt.NDArray[Any]] = []
         for document in documents:
-            parts += [np.array(before, np.int16), np.frombuffer(document, np.uint8).astype(np.int16), _END_MARK]
-        symbols = np.concatenate([*parts, np.array(before, np.int16)])
-        count = symbols.size - self._order + 1
-        codes = np.zeros(max(0, count), np.int64)
+            parts += [before, np.frombuffer(document, np.uint8).astype(np.int16), _END_MARK]
+        symbols = np.concatenate(parts) if parts else np.empty(0, np.int16)
+        starts = np.cumsum([0, *(part.size for part in parts)])[:-1:3]  # of each document with what stands before it
+        is_told = np.ones(symbols.size, np.bool_)
+        codes = np.zeros(symbols.size, np.int64)  # of the n-gram that ends here; in place, for there may be 10⁸
         for place in range(self._order):
-            codes = codes * _SYMBOLS + symbols[place : place + count]
-        sizes = [part.size for part in parts]
-        starts = np.cumsum([0, *sizes])[:-1:3]  # of each framed document
-        lengths = np.array(sizes, np.int64).reshape(-1, 3)[:, 1:].sum(axis=1)  # n-grams of each
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return codes[np.repeat(starts, lengths) + within]
+            codes *= _SYMBOLS
+            later = self._order - 1 - place
+            codes[later:] += symbols[: symbols.size - later]
+            if place:
+                is_told[starts + place - 1] = False
+        return codes[is_told]
 
 
 _END_MARK = np.array([END], np.int16)
@@ -132,10 +141,12 @@ class _Order:
     @classmethod
     def of(cls, grams: Codes, counts: Codes) -> _Order:
         """From n-grams in ascending order."""
-        histories, first, kinds = np.unique(grams // _SYMBOLS, return_index=True, return_counts=True)
+        before = grams // _SYMBOLS
+        first = np.flatnonzero(np.diff(before, prepend=-1))
+        kinds = np.diff(first, append=before.size)
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
         discount = once / (once + 2 * twice) if once else 0.5
-        return cls(grams, counts, histories, np.add.reduceat(counts, first), kinds, discount)
+        return cls(grams, counts, before[first], np.add.reduceat(counts, first), kinds, discount)
 
     def mixed(self, codes: Codes, shorter: Chances) -> Chances:
         """Probabilities of n-grams, given those of the n-grams one symbol shorter."""
