@@ -144,13 +144,13 @@ def line(name: str, result: dict[str, Any], options: Options) -> str:
 def recipe(options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     """Wall-clock from the launch to a fixed bits-per-byte, free choice of method, several seeds.
 
-    The peer's best settings are those with the least bits per byte at the end, seed 0, and of plain and compiled the
-    quicker. Without a given target it is what the peer reaches with every seed.
+    The peer's best rate is the one with the least bits per byte at the end, seed 0. Without a given target it is what
+    the peer reaches with every seed.
     """
     peers = peer_recipes()
-    plain = {name: curve_of(name, settings, options, 0) for name, settings in peers.items() if "compiled" not in name}
-    best = min(plain, key=lambda name: plain[name][-1][1])
-    curves: dict[str, list[list[tuple[float, float]]]] = {best: [], f"{best}_compiled": [], "ours": []}
+    tuned = {name: curve_of(name, settings, options, 0) for name, settings in peers.items()}
+    best = min(tuned, key=lambda name: tuned[name][-1][1])
+    curves: dict[str, list[list[tuple[float, float]]]] = {best: [], "ours": []}
     for seed in range(options.seeds):
         for name in curves:
             settings = OUR_RECIPE if name == "ours" else peers[name]
@@ -162,7 +162,7 @@ def recipe(options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     others = [seconds for name, seconds in medians.items() if name != "ours"]
     ratios = {"time_to_bpb": round(min(others) / medians["ours"], 3)} if others and "ours" in medians else {}
     settings = {"peers": peers, "ours": OUR_RECIPE}
-    tuning = {name: curve[-1] for name, curve in plain.items()}
+    tuning = {name: curve[-1] for name, curve in tuned.items()}
     facts = {"target_bits_per_byte": target, "curves": curves, "seconds": reached, "tuning": tuning}
     return {"recipe": {**facts, "settings": settings}}, ratios
 

@@ -10,6 +10,7 @@ import pytest
 
 from danlu.flow.check import check_splits
 from danlu.flow.probe import find_subject
+from danlu.flow.recipe import load_recipe
 from danlu.lineage.runs import resolve
 from danlu.lineage.store import Store
 from tests.test_first_light import RECIPE
@@ -71,26 +72,6 @@ def test_plan_tries_a_few_settings_and_names_the_cheapest(recipe: Path, home: Pa
         assert name in out
 
 
-def test_two_processes_make_one_artifact_with_the_same_losses(recipe: Path, home: Path) -> None:
-    danlu("train", recipe, "train.steps=6", "train.precision=fp32", "--home", home)
-    one = resolve(Store(home), "tuned")
-    words = ("train.steps=6", "train.precision=fp32", "train.save_every=6", "--nproc", "2")
-    command = [sys.executable, "-m", "danlu.cli.main", "train", str(recipe), *words, "--home", str(home)]
-    for _ in range(3):  # gloo sometimes aborts a process that leaves when all is done; the same command goes on
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-        if done.returncode == 0:
-            break
-    assert done.returncode == 0, done.stderr
-    two = resolve(Store(home), "tuned")
-    assert one.id != two.id
-    losses = [
-        [json.loads(line)["loss"] for line in (found.path / "log.jsonl").read_text().splitlines() if '"loss"' in line]
-        for found in (one, two)
-    ]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    assert (two.path / "training.html").is_file()
-
-
 def test_finetune_reads_your_rows_writes_a_recipe_and_trains(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [{"instruction": f"navy dress {i}", "input": "", "output": f"A navy dress, number {i}."} for i in range(60)]
     data = tmp_path / "my_rows.jsonl"
@@ -106,15 +87,24 @@ def test_finetune_reads_your_rows_writes_a_recipe_and_trains(tiny_folder: Path, 
     assert "0 made, 5 reused" in again
 
 
-def test_all_weights_get_a_rate_of_their_own(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_recipe_of_finetune_leaves_rate_and_length_to_the_task(tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n')
     danlu("finetune", tiny_folder, data, "steps=7", "--full", "--dry-run", "--home", tmp_path / "home")
-    text = (tmp_path / "home" / "recipes" / "rows-sft.yaml").read_text()
-    assert "lora: null" in text
-    assert "learning_rate: 0.0001" in text
-    assert "steps: 7" in text
-    assert "epochs: null" in text
+    path = tmp_path / "home" / "recipes" / "rows-sft.yaml"
+    assert "lora: null\n  steps: 7\n" in path.read_text()
+    trains = load_recipe(path).stages[-1].config
+    assert (trains.steps, trains.epochs, trains.optim.learning_rate) == (7, None, 1e-4)
+
+
+def test_settings_may_follow_the_columns(tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("review,stars\ngood,5\n")
+    columns = ("--columns", "text=review", "label=stars", "epochs=3", "optim.learning_rate=1e-3")
+    danlu("finetune", tiny_folder, data, "--task", "classify", *columns, "--dry-run", "--home", tmp_path / "home")
+    *_, read, trains = load_recipe(tmp_path / "home" / "recipes" / "rows-classify.yaml").stages
+    assert read.config.columns == {"text": "review", "label": "stars"}
+    assert (trains.config.epochs, trains.config.optim.learning_rate) == (3.0, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +114,22 @@ def test_all_weights_get_a_rate_of_their_own(tiny_folder: Path, tmp_path: Path) 
         (["train", "check"], "No recipe is given"),
         (["train", "plan", "{recipe}", "--stage", "data"], "'data' is not a training stage"),
         (["finetune", "m", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["finetune", "{empty}", "{recipe}"], "holds no model: no config.json and no .gguf file"),
+        (["finetune", "{recipe}", "{recipe}"], "is no model. Give a folder with config.json, or a .gguf file"),
+        (["finetune", "{model}", "{empty}"], "is an empty folder. Give a file of rows"),
+        (["finetune", "{model}", "{blank}"], "is empty (0 bytes). Give a file with rows"),
         (["finetune", "m", "{recipe}", "--task", "clasify"], "task is 'clasify'. Did you mean 'classify'?"),
         (["finetune", "m", "{recipe}", "--lora", "--full"], "--lora and --full are both given"),
         (["finetune", "{model}", "{recipe}", "--columns", "text"], "columns has 'text'. Write ours=yours"),
     ],
 )
-def test_wrong_words_are_told(words: list[str], message: str, recipe: Path, home: Path, tiny_folder: Path) -> None:
-    filled = [word.format(recipe=recipe, model=tiny_folder) for word in words]
+def test_wrong_words_are_told(
+    words: list[str], message: str, recipe: Path, home: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "blank.jsonl").touch()
+    (tmp_path / "empty").mkdir()
+    places = {"recipe": recipe, "model": tiny_folder, "empty": tmp_path / "empty", "blank": tmp_path / "blank.jsonl"}
+    filled = [word.format(**places) for word in words]
     command = [sys.executable, "-m", "danlu.cli.main", *filled, "--home", str(home)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode in (1, 2)

@@ -201,7 +201,7 @@ def test_ten_times_the_rows_are_each_seen_once_an_epoch(tiny_folder: Path, tmp_p
     for step in range(batches.per_epoch):
         seen += batches.at(step)[0]
     assert sorted(seen) == list(range(400))
-    metrics = run_on(model, rows, tmp_path / "work", epochs=1.0, tokens_per_step=2000)
+    metrics = run_on(model, rows, tmp_path / "work", steps=None, epochs=1.0, tokens_per_step=2000)
     assert metrics["steps"] == batches.per_epoch
     assert metrics["packing_fill"] > 0.95
     assert metrics["last_loss"] < 0.8 * metrics["first_loss"]
@@ -212,7 +212,14 @@ def test_a_row_ten_times_as_long_stands_beside_short_ones(tiny_folder: Path, tmp
     short = encode_rows(chats(12), model.chat, 80).encoded
     long = RenderedChat(some_ids(900), [False] * 300 + [True] * 600)
     metrics = run_on(
-        model, [*short, long], tmp_path / "work", tokens_per_step=900, max_row_tokens=900, micro_tokens=100, epochs=2.0
+        model,
+        [*short, long],
+        tmp_path / "work",
+        tokens_per_step=900,
+        max_row_tokens=900,
+        micro_tokens=100,
+        steps=None,
+        epochs=2.0,
     )
     assert metrics["steps"] == 4
     assert is_sound(model)
@@ -258,7 +265,7 @@ def test_parts_of_an_epoch_are_rounded_to_steps_of_which_there_is_one_at_least(
     model = fresh(tiny_folder)
     rows = encode_rows(chats(6), model.chat, 80).encoded
     assert RowBatches(rows, lambda row: len(row.ids), seed=3, tokens_per_step=80).per_epoch == 6
-    assert run_on(model, rows, tmp_path / "work", epochs=epochs, tokens_per_step=80)["steps"] == steps
+    assert run_on(model, rows, tmp_path / "work", steps=None, epochs=epochs, tokens_per_step=80)["steps"] == steps
 
 
 def test_more_rows_a_step_than_there_are_is_all_of_them() -> None:

@@ -80,8 +80,10 @@ import torch
 from torch import Tensor
 
 from danlu.train.adapter import lora_state
-from danlu.train.lora import add_lora
+from danlu.train.lora import LoraConfig, add_lora
+from danlu.train.settings import settle
 from danlu.train.stages.classify import ClassifierConfig
+from danlu.train.stages.dpo import DpoConfig
 from danlu.train.stages.sft import SftConfig
 from tests.train.chats import CONFIG, fresh, train
 
@@ -157,7 +159,7 @@ def test_adapters_learn_the_same_when_activations_are_computed_again(
 
 
 def test_an_adapters_rate_is_not_that_of_all_weights() -> None:
-    """Each stage's default suits what it trains by default: adapters want about ten times the rate, or more."""
-    assert SftConfig().lora is not None
-    assert ClassifierConfig().lora is None
-    assert SftConfig().optim.learning_rate >= 10 * ClassifierConfig().optim.learning_rate
+    """Each task's rate suits what trains: adapters want about ten times the rate, or more."""
+    for kind in (SftConfig, ClassifierConfig, DpoConfig):
+        full, adapter = (settle(kind(lora=lora)).optim.peak_rate for lora in (None, LoraConfig()))
+        assert adapter >= 10 * full

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from danlu.core.memory import keep_freed_memory, release_memory
+from danlu.core.memory import release_memory
 
 
 class _Node:

@@ -48,7 +48,7 @@ def test_columns_are_renamed_first() -> None:
 
 @pytest.mark.parametrize("read", [as_chat, as_labelled, as_source_target, as_text])
 def test_rows_that_are_not_understood_name_their_columns(read: Any) -> None:
-    with pytest.raises(DataError, match=r"A row has the columns alpha, beta\. Give .* or name yours under columns"):
+    with pytest.raises(DataError, match=r"A row has the columns alpha, beta\. Give .* or say which of yours they are"):
         read({"alpha": 1, "beta": 2})
 
 

@@ -44,6 +44,7 @@ def test_stages_that_share_a_yaml_anchor_are_overridden_apart(kitchen: Kitchen) 
         ("name: a\nname: b\n", "'name' stands twice"),
         ("name: tiny\nstages: [a]\n", r"tiny\.stages\[0\] must be a mapping, got 'a'"),
         (stages("{name: a, use: write, stepss: 3}"), r"Unknown key 'a\.stepss'\. Did you mean 'steps'\?"),
+        (stages("{name: a, use: write, rank: 3}"), r"Unknown key 'a\.rank'\. Did you mean 'lora\.rank'\?"),
         (stages("{name: a, use: write, lora: {ranks: 3}}"), r"Unknown key 'a\.lora\.ranks'\. Did you mean 'rank'\?"),
         (stages("{name: a, use: write, input: {}}"), r"Unknown key 'a\.input'\. Did you mean 'inputs'\?"),
         (stages("{name: a, use: write, steps: many}"), r"a\.steps must be a whole number, got 'many'"),

@@ -75,6 +75,20 @@ def tuned(tmp_path: Path, use: str, model: Path, rows: Path, more: str = "") -> 
     return made
 
 
+def save_clip(folder: Path) -> None:
+    """A tiny CLIP with tokenizer and image processor."""
+    case = CASES["clip"]
+    text = {**case.numbers["text_config"], "vocab_size": 420, "bos_token_id": 1, "eos_token_id": 2}
+    Case(config=case.config, peer=CLIPModel, numbers={**case.numbers, "text_config": text}).make().save_pretrained(
+        folder
+    )
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    size = {"height": 12, "width": 12}
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": size, "crop_size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize("more", ["class_weights: balanced", "lora: {rank: 2}"])
 def test_classify_makes_a_classifier_and_scores_it_on_test_rows(body: Path, tmp_path: Path, more: str) -> None:
     made = tuned(tmp_path, "classify", body, data(tmp_path / "rows", test_classify.ROWS), more)
@@ -112,16 +126,8 @@ def test_seq2seq_makes_a_model_and_scores_what_it_writes(tmp_path: Path) -> None
 
 
 def test_pair_makes_a_model_that_still_reads_images(tmp_path: Path) -> None:
-    folder, case = tmp_path / "clip", CASES["clip"]
-    text = {**case.numbers["text_config"], "vocab_size": 420, "bos_token_id": 1, "eos_token_id": 2}
-    Case(config=case.config, peer=CLIPModel, numbers={**case.numbers, "text_config": text}).make().save_pretrained(
-        folder
-    )
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    size = {"height": 12, "width": 12}
-    settings = {"image_processor_type": "CLIPImageProcessor", "size": size, "crop_size": size}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    folder = tmp_path / "clip"
+    save_clip(folder)
     rows = test_pair.rows(tmp_path / "rows")
     made = tuned(tmp_path, "pair", folder, data(tmp_path / "rows", rows), "rows_per_step: 5")
     assert "image_recall_at_10" in made.manifest.metrics["test"]
@@ -150,8 +156,6 @@ def test_data_and_settings_that_make_no_model_are_refused(body: Path, tmp_path: 
         read_split(tmp_path)
     with pytest.raises(ConfigError, match=r"int8_base is true, but this stage makes a whole model"):
         tuned(tmp_path, "tag", body, data(tmp_path / "rows", test_tag.ROWS), "lora: {}\n    int8_base: true")
-    with pytest.raises(ConfigError, match=r"parallel is fsdp, but this stage scores .* Use parallel: ddp"):
-        tuned(tmp_path, "tag", body, data(tmp_path / "rows", test_tag.ROWS), "parallel: fsdp")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ CONFIG = SftConfig(
     max_row_tokens=80,
     save_every=5,
     validate_every=10,
+    samples=0,
     lora=LoraConfig(rank=2),
     optim=OptimConfig(learning_rate=1e-2),
 )

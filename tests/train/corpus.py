@@ -25,6 +25,7 @@ CONFIG = PretrainConfig(
     save_every=4,
     validate_every=6,
     max_validation_rows=5,
+    samples=0,
     optim=OptimConfig(learning_rate=1e-2),
 )
 SIZES: dict[str, Any] = {"width": 32, "layers": 2, "heads": 4, "feedforward": 64, "context_length": 64}

@@ -9,9 +9,10 @@ from typing import Any
 from danlu.core.events import Display, Events, Silent
 from danlu.models.model import Model
 from danlu.train.lora import LoraConfig
+from danlu.train.optim import OptimConfig
 from danlu.train.preferences import encode_judged, encode_pairs
 from danlu.train.run import Job
-from danlu.train.stages.dpo import DpoConfig, PreferenceOptim, train
+from danlu.train.stages.dpo import DpoConfig, train
 from tests.tiny import COLOURS, GARMENTS, MATERIALS
 
 CONFIG = DpoConfig(
@@ -20,8 +21,9 @@ CONFIG = DpoConfig(
     max_row_tokens=80,
     save_every=4,
     validate_every=4,
+    samples=0,
     lora=LoraConfig(rank=4),
-    optim=PreferenceOptim(learning_rate=5e-3),
+    optim=OptimConfig(learning_rate=5e-3),
 )
 
 

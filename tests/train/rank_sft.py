@@ -34,6 +34,12 @@ CASES: dict[str, SftConfig] = {
     ),
 }
 """``few``: one row a step, so that a process has none; ``rich``: everything at once."""
+COARSE = dataclasses.replace(
+    _FULL,
+    precision="bf16",
+    optim=OptimConfig(name="adamw8bit", learning_rate=3e-3, weight_decay=0.1, clip_norm=None),
+)
+"""Few digits everywhere: what differs in the last one shows. Without clipping, for a norm is added up in shards."""
 LARGE = dataclasses.replace(_FULL, tokens_per_step=320)
 """Several rows a step for each of two processes."""
 KINDS = ("ddp", "fsdp")
@@ -85,6 +91,8 @@ def finetune_all(world: World, model_folder: str, folder: str) -> dict[str, Any]
             answers[work.name] |= kept
             if world.is_first:
                 save(model, config, work)
+    for kind in KINDS:
+        run(Path(model_folder), Path(folder) / f"coarse-{kind}", dataclasses.replace(COARSE, parallel=kind), world)
     return answers
 
 

@@ -7,7 +7,8 @@ from danlu.core.errors import TrainError
 from danlu.core.events import Events, Silent
 from danlu.models.load import load_model
 from danlu.text.chat import ChatFormat
-from danlu.train.audit import Finding, audit_chats, audit_labels, report
+from danlu.train.audit import audit_chats, audit_labels
+from danlu.train.findings import Finding, report
 from danlu.train.stages.sft import encode_rows
 
 from .chats import chats
@@ -130,7 +131,9 @@ class Said(Silent):
 
 
 def test_a_refusing_finding_stops_with_its_example_and_the_way_out() -> None:
-    with pytest.raises(TrainError, match=r"It is bad\. For example: row 3 Mend it\. \(audit: warn trains all the same"):
+    with pytest.raises(
+        TrainError, match=r"It is bad\. For example: row 3\. Mend it\. \(audit: warn trains all the same"
+    ):
         report([BAD], "refuse", Events())
 
 

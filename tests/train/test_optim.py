@@ -53,11 +53,11 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear", "constant"])
 def test_no_step_has_a_rate_of_zero_however_short_the_run(schedule: str) -> None:
-    config = OptimConfig(schedule=schedule, final_share=0.0)  # pyright: ignore[reportArgumentType]
+    config = OptimConfig(learning_rate=2e-3, schedule=schedule, final_share=0.0)  # pyright: ignore[reportArgumentType]
     for steps in range(1, 30):
         assert all(0 < rate_at(step, steps, config) <= 2e-3 for step in range(steps))
     assert rate_at(0, 1, CONFIG) == 1.0
-    assert all(rate_at(s, 10, OptimConfig(warmup_share=1.0)) <= 2e-3 for s in range(12))
+    assert all(rate_at(s, 10, OptimConfig(learning_rate=2e-3, warmup_share=1.0)) <= 2e-3 for s in range(12))
 
 
 def test_steps_of_warm_up_stand_in_for_a_share() -> None:
@@ -65,7 +65,7 @@ def test_steps_of_warm_up_stand_in_for_a_share() -> None:
     rates = [rate_at(step, 12, config) for step in range(12)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, *(1 - math.sqrt(n / 6) for n in range(6))])
     with pytest.raises(ConfigError, match=r"Warm-up takes 4 steps, but the run has 3\."):
-        rate_at(0, 3, OptimConfig(warmup_steps=4))
+        rate_at(0, 3, OptimConfig(learning_rate=2e-3, warmup_steps=4))
 
 
 def test_the_optimiser_is_adam_with_decoupled_decay() -> None:
@@ -122,7 +122,9 @@ def test_norms_and_embeddings_do_not_decay(name: str) -> None:
 
 def test_rates_are_factors_that_follow_the_schedule() -> None:
     parameters = {name: nn.Parameter(torch.zeros(2, 2)) for name in ("a", "b")}
-    optimizer = make_optimizer(parameters, OptimConfig(name="sgd", momentum=0.0), rates={"b": 16.0, "frozen": 3.0})
+    optimizer = make_optimizer(
+        parameters, OptimConfig(name="sgd", momentum=0.0, learning_rate=2e-3), rates={"b": 16.0, "frozen": 3.0}
+    )
     optimizer.set_rate(0.5)
     for parameter in parameters.values():
         parameter.grad = torch.ones(2, 2)

@@ -105,6 +105,12 @@ def test_two_processes_fine_tune_as_one_does(
             torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{kind} {name}")
 
 
+def test_spread_weights_take_the_steps_of_whole_ones_bit_by_bit(place: Path, tuned: list[dict[str, Any]]) -> None:
+    """In bf16 and with 8-bit moments too; one process alone rounds other sums, as with other micro-batches."""
+    assert tuned
+    assert losses(place / "coarse-fsdp") == losses(place / "coarse-ddp")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_goes_on_from_what_two_have_saved(
     kind: Any, tiny_folder: Path, place: Path, tuned: list[dict[str, Any]]

@@ -103,7 +103,7 @@ def test_answers_that_are_all_the_same_tell_no_drift(chat: ChatFormat) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "x", "chosen": "a"}, r"A row has rejected None\. Give a text, or a list of messages"),
+        ({"prompt": "x", "chosen": "a"}, r"A row has no 'rejected'; it has prompt, chosen\. Mend the rows"),
         ({"prompt": "x", "chosen": 3, "rejected": "b"}, r"A row has chosen 3\. Give a text"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, r"A row has prompt \[\]\. Give a text"),
         (

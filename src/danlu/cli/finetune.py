@@ -22,6 +22,7 @@ Examples:
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +34,6 @@ from danlu.cli.options import Home
 from danlu.core.config import parse_override, set_path
 from danlu.core.errors import ConfigError, nearest
 
-FULL_RATE = 1e-4
-"""Learning rate when all weights learn conversations."""
 TASKS = ("sft", "classify", "tag", "embed", "seq2seq", "pair", "dpo", "reward", "distil")
 
 
@@ -74,22 +73,21 @@ def command(
     if not data.exists():
         raise ConfigError(f"{data} does not exist (from {Path.cwd()}).", "Give a file or a folder of rows.")
     store = Path(home or danlu.home())
+    source = danlu.locate(model, store)
+    _refuse_nothing(source, data)
     name = name or f"{data.stem}-{task}".lower().replace("_", "-").replace(".", "-")
-    recipe = build(name, str(danlu.locate(model, store)), data, task, dict(_pair(text) for text in columns), seed)
+    columns, more = _apart(columns, task)
+    recipe = build(name, str(source), data, task, dict(_pair(text) for text in columns), seed)
     training: dict[str, Any] = recipe["stages"][-1]
     if lora:
         training["lora"] = {}
     if full:
         training["lora"] = None
-        if task == "sft":  # its own default is an adapter's, some ten times too high for all weights
-            training["optim"] = {"learning_rate": FULL_RATE}
-    for text in overrides:
+    for text in (*overrides, *more):
         keys, value = parse_override(text)
         if training.get(keys[0]) is None and len(keys) > 1:
             training[keys[0]] = {}
         set_path(training, keys, value)
-    if "steps" in training and "epochs" not in training:
-        training["epochs"] = None  # tasks that count in epochs would not heed steps
     path = _write(recipe, store / "recipes" / f"{name}.yaml")
     display = make_display()
     display.say(f"Recipe: {path}")
@@ -102,6 +100,18 @@ def command(
     if made.manifest.kind == "adapter":
         display.say("It is an adapter (PEFT's format). Merge it with a `merge` stage, or load it in PEFT as it is.")
     return 0
+
+
+def _refuse_nothing(model: Path, data: Path) -> None:
+    """Say early and in the person's own words what a stage would find late in its own."""
+    if model.is_dir() and not ((model / "config.json").is_file() or any(model.glob("*.gguf"))):
+        raise ConfigError(f"{model} holds no model: no config.json and no .gguf file.", "Give a model's own folder.")
+    if model.is_file() and model.suffix != ".gguf":
+        raise ConfigError(f"{model} is no model.", "Give a folder with config.json, or a .gguf file; then your rows.")
+    if data.is_dir() and not any(path.is_file() for path in data.iterdir()):
+        raise ConfigError(f"{data} is an empty folder.", "Give a file of rows, or a folder with train.jsonl.")
+    if data.is_file() and data.stat().st_size == 0:
+        raise ConfigError(f"{data} is empty (0 bytes).", "Give a file with rows, or make it again.")
 
 
 def build(name: str, model: str, data: Path, task: str, columns: dict[str, str], seed: int) -> dict[str, Any]:
@@ -118,6 +128,17 @@ def build(name: str, model: str, data: Path, task: str, columns: dict[str, str],
         ],
         "aliases": {name: "train"},
     }
+
+
+def _apart(words: tuple[str, ...], task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns, and settings that follow them on the command line: those begin with a field of the task's config."""
+    if not words:
+        return (), ()
+    from danlu.flow.recipe import load_stage
+
+    fields = {field.name for field in dataclasses.fields(load_stage(task).config_type)}
+    settings = tuple(text for text in words if text.partition("=")[0].partition(".")[0] in fields)
+    return tuple(text for text in words if text not in settings), settings
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -111,4 +111,5 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 def _unknown(row: Mapping[str, Any], wanted: str) -> DataError:
     has = ", ".join(name for name, value in row.items() if value is not None) or "(none)"
-    return DataError(f"A row has the columns {has}.", f"Give {wanted}, or name yours under columns.")
+    how = "columns: {ours: yours} in a recipe, --columns ours=yours on the command line"
+    return DataError(f"A row has the columns {has}.", f"Give {wanted}, or say which of yours they are ({how}).")

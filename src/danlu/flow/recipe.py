@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ class RecipeStage(Protocol[C]):
     def check(self, config: C) -> None:
         """Raise early, before the first stage runs, what would fail late: a port in use, a missing file."""
         return
+
+    def settle(self, config: C) -> Any:
+        """``config`` with what it leaves open decided; it is part of the stage's key and of every record."""
+        return config
 
     def kind_of(self, config: C) -> str:
         """What it makes with this config, where that depends on it."""
@@ -258,13 +263,25 @@ def _stage(
 def _config(plugin: RecipeStage[Any], values: Mapping[str, Any], name: str) -> Any:
     """The stage's config; a misspelt name, use or inputs is suggested too."""
     try:
-        return from_mapping(plugin.config_type, values, name)
+        return plugin.settle(from_mapping(plugin.config_type, values, name))
     except ConfigError as error:
         fields = [f.name for f in dataclasses.fields(plugin.config_type)]
         for key in values:
             if key not in fields:
-                raise ConfigError(error.message, nearest(str(key), [*fields, *_STAGE_KEYS])) from error
+                inner = _within(plugin.config_type, str(key))
+                hint = f"Did you mean '{inner}'?" if inner else nearest(str(key), [*fields, *_STAGE_KEYS])
+                raise ConfigError(error.message, hint) from error
         raise
+
+
+def _within(kind: type[Any], key: str) -> str | None:
+    """Where a key belongs that is one of a field's own: ``optim.learning_rate`` for learning_rate."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        for option in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(option) and key in {inner.name for inner in dataclasses.fields(option)}:
+                return f"{field.name}.{key}"
+    return None
 
 
 def _check_inputs(

@@ -35,6 +35,8 @@ def stage_schema(use: str, load_plugin: PluginLoader = load_stage) -> dict[str, 
     """The schema of one entry of ``stages`` that uses this plugin."""
     plugin = load_plugin(use)
     schema = type_schema(plugin.config_type)
+    if usual := getattr(plugin.config_type, "usual", None):
+        schema["description"] = f"Where length and rate are left open: {usual}."
     common = {
         "name": {"type": "string", "description": "Unique; command-line settings start with it."},
         "use": {"const": use, "description": (inspect.getdoc(inspect.getmodule(plugin)) or "").partition("\n")[0]},

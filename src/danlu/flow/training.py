@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -15,6 +17,7 @@ from markupsafe import Markup
 from danlu.core.config import to_mapping
 from danlu.core.files import read_jsonl
 from danlu.flow.charts import Series, line_chart, smooth
+from danlu.flow.recipe import RecipeStage
 from danlu.flow.report import Tile, page_style
 from danlu.flow.team import TEAM
 from danlu.flow.words import duration
@@ -25,12 +28,25 @@ from danlu.lineage.stage import StageContext
 if TYPE_CHECKING:
     from danlu.models.model import Model
     from danlu.train.method import MethodConfig
-    from danlu.train.settings import Job
+    from danlu.train.settings import Job, RunConfig
 
+C = TypeVar("C", bound="RunConfig", contravariant=True)
 LOG = "log.jsonl"
 """The curve, beside the artifact's own files."""
 REPORT = "training.html"
 """The report, too."""
+
+
+class TrainingStage(RecipeStage[C]):
+    """A recipe stage that trains, maybe in several processes together."""
+
+    kind = "model"
+    trains = True
+
+    def settle(self, config: C) -> Any:
+        from danlu.train.settings import settle
+
+        return settle(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +63,7 @@ class Training:
 
     def __init__(self, context: StageContext, title: str, config: Any) -> None:
         self._context, self._title, self._config = context, title, config
-        self._meter = EnergyMeter()
+        self._meter, self._started = EnergyMeter(), time.perf_counter()
 
     @property
     def job(self) -> Job:
@@ -77,7 +93,8 @@ class Training:
         if world is not None and not world.is_first:
             return dict(metrics)
         lines = list(read_jsonl(self._context.output / LOG))
-        page = render(self._title, lines, metrics, to_mapping(self._config), self._meter.stop(), findings)
+        shown = {**metrics, "seconds": round(time.perf_counter() - self._started, 1)}
+        page = render(self._title, lines, shown, to_mapping(self._config), self._meter.stop(), findings)
         (self._context.output / REPORT).write_text(page, encoding="utf-8")
         return {**metrics, "audit": list(findings)}
 
@@ -99,7 +116,7 @@ def render(
         tiles=_tiles(lines, metrics, energy),
         charts=[chart for chart in _charts(lines) if chart.svg],
         findings=findings,
-        samples=[(line["step"], line["sample"]) for line in lines if "sample" in line],
+        samples=_samples(lines),
         numbers=[(name.replace("_", " "), _text(value)) for name, value in metrics.items()],
         settings=json.dumps(config, ensure_ascii=False, indent=2),
         energy=(
@@ -109,6 +126,17 @@ def render(
         )
         + f", {energy.grid_kg_per_kwh} kg of CO2 equivalent per kWh assumed",
     )
+
+
+def _samples(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was written on the way: for each prompt what was wanted and a text for each step."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        if "sample" in line:
+            asked = re.sub(r"\n{2,}", "\n", line["prompt"].strip())
+            one = found.setdefault(asked, {"prompt": asked, "wanted": line["wanted"].strip(), "texts": []})
+            one["texts"].append((line["step"], line["sample"].strip()))
+    return list(found.values())
 
 
 def _tiles(lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], energy: Energy) -> list[Tile]:
@@ -127,7 +155,7 @@ def _tiles(lines: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], energ
     note = f"{energy.gco2:.3g} g CO2e · {energy.method}"
     tiles.append(Tile(label="energy", value=f"{energy.value_wh:.3g} Wh", note=note))
     if "seconds" in metrics:
-        tiles.append(Tile(label="time", value=duration(metrics["seconds"])))
+        tiles.append(Tile(label="time", value=duration(metrics["seconds"]), note="since it was last started"))
     return tiles
 
 
@@ -152,7 +180,7 @@ def _chart(lines: Sequence[Mapping[str, Any]], key: str, second: str = "", *, sm
         Series(name=name, points=main, style="line-main"),
         Series(name="validation", points=other, style="line-second", has_dots=len(other) <= 60),
     ]
-    return line_chart(series, "step", key.replace("_", " "))
+    return line_chart(series, "step", "")
 
 
 def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -164,5 +192,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
+    if isinstance(value, int | str):
+        return f"{value:,}" if isinstance(value, int) else value
+    return json.dumps(value, ensure_ascii=False) if value else "–"

@@ -138,4 +138,6 @@ def headline(metrics: Mapping[str, Any], most: int = 4) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"

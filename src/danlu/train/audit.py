@@ -1,67 +1,22 @@
-"""What is wrong with training data, found before a run is paid for.
+"""What is wrong with conversations and labelled texts, found before a run is paid for (findings.py).
 
-A finding either refuses the run or warns. Each says how much of the data it is about, shows one example, and what to
-do. Knows no model and trains nothing; needs the tokenizer and template that serving will use.
+Knows no model and trains nothing; needs the tokenizer and template that serving will use.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from danlu.core.errors import TrainError
-from danlu.core.events import Events
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
+from danlu.train.findings import MOST_LEFT_OUT, WARN_LEFT_OUT, Finding, key_of, leaked, repeated, too_long
 
-MOST_LEFT_OUT = 0.3
-"""A run is refused when more of its rows than this are too long."""
-MOST_LEAKED = 0.05
-"""… and when more of the validation rows than this are training rows too."""
 MOST_CONTRADICTED = 0.1
-"""… and when more rows than this stand there with two different labels."""
-_WARN_LEFT_OUT = 0.02
-_WARN_REPEATED = 0.05
+"""A run is refused when more rows than this stand there with two different labels."""
 _WARN_UNKNOWN = 0.02
 _WARN_NAMED = 0.5
 _SHOWN = 120
-
-Strictness = Literal["refuse", "warn", "off"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong."""
-
-    code: str
-    """A short name that stays the same."""
-    refuses: bool
-    """Whether a run should not start."""
-    share: float
-    """Of how many rows it is true, 0 to 1."""
-    message: str
-    """What was found."""
-    hint: str
-    """What to do."""
-    example: str = ""
-    """One row it is true of, shortened."""
-
-
-def report(findings: Sequence[Finding], strictness: Strictness, events: Events) -> list[dict[str, Any]]:
-    """Tell the person every finding; raise TrainError for the first that refuses, unless told only to warn.
-
-    Returns the findings as plain values, for the manifest.
-    """
-    if strictness == "off":
-        return []
-    for finding in findings:
-        if finding.refuses and strictness == "refuse":
-            shown = f" For example: {finding.example}" if finding.example else ""
-            raise TrainError(f"{finding.message}{shown}", f"{finding.hint} (audit: warn trains all the same.)")
-        events.say(f"Data: {finding.message} {finding.hint}")
-    return [{"code": f.code, "share": round(f.share, 4), "message": f.message} for f in findings]
 
 
 def audit_chats(
@@ -74,13 +29,13 @@ def audit_chats(
     """Conversations: ``rows`` as they are, those that were ``encoded``, how many were ``left_out`` and why."""
     total = max(1, len(encoded) + sum(left_out.values()))
     found = [
-        _left_out(left_out.get("too_long", 0) / total),
+        too_long(left_out.get("too_long", 0) / total),
         _without_answer(left_out.get("no_answer", 0) / total),
         _never_ends(encoded, chat),
         _served_otherwise(rows, chat),
         _unknown_tokens(encoded, chat),
-        _repeated([_question(row) for row in rows]),
-        _leaked([_key(row) for row in rows], [_key(row) for row in validation]),
+        repeated([_question(row) for row in rows]),
+        leaked([_key(row) for row in rows], [_key(row) for row in validation]),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -94,25 +49,13 @@ def audit_labels(
         _contradicted(texts, labels),
         _one_label(labels),
         _names_its_label(texts, labels),
-        _leaked([_hash(text) for text in texts], [_hash(text) for text in validation]),
+        leaked([key_of(text) for text in texts], [key_of(text) for text in validation]),
     ]
     return [finding for finding in found if finding is not None]
 
 
-def _left_out(share: float) -> Finding | None:
-    if share <= _WARN_LEFT_OUT:
-        return None
-    return Finding(
-        code="too_long",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the rows are longer than max_row_tokens and would be left out.",
-        hint="Raise max_row_tokens, or split long conversations.",
-    )
-
-
 def _truncated(share: float) -> Finding | None:
-    if share <= _WARN_LEFT_OUT:
+    if share <= WARN_LEFT_OUT:
         return None
     return Finding(
         code="truncated",
@@ -199,43 +142,15 @@ def _unknown_tokens(encoded: Sequence[RenderedChat], chat: ChatFormat) -> Findin
     )
 
 
-def _repeated(keys: Sequence[str]) -> Finding | None:
-    share = 1.0 - len(set(keys)) / max(1, len(keys))
-    if share <= _WARN_REPEATED:
-        return None
-    return Finding(
-        code="repeated",
-        refuses=False,
-        share=share,
-        message=f"{share:.0%} of the rows ask what another row asks.",
-        hint="Deduplicate, unless several answers to one question are meant.",
-    )
-
-
-def _leaked(train: Sequence[str], validation: Sequence[str]) -> Finding | None:
-    """Validation rows that are trained on: their loss says nothing."""
-    known = set(train)
-    share = sum(key in known for key in validation) / max(1, len(validation))
-    if not share:
-        return None
-    return Finding(
-        code="leaked",
-        refuses=share > MOST_LEAKED,
-        share=share,
-        message=f"{share:.0%} of the validation rows are training rows too.",
-        hint="Split by what a row is about before training, and deduplicate across splits.",
-    )
-
-
 def _contradicted(texts: Sequence[str], labels: Sequence[str]) -> Finding | None:
     seen: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
-        seen.setdefault(_hash(text), set()).add(label)
+        seen.setdefault(key_of(text), set()).add(label)
     several = [key for key, found in seen.items() if len(found) > 1]
-    share = sum(_hash(text) in set(several) for text in texts) / max(1, len(texts)) if several else 0.0
+    share = sum(key_of(text) in set(several) for text in texts) / max(1, len(texts)) if several else 0.0
     if not share:
         return None
-    example = next(text for text in texts if len(seen[_hash(text)]) > 1)
+    example = next(text for text in texts if len(seen[key_of(text)]) > 1)
     return Finding(
         code="contradicted",
         refuses=share > MOST_CONTRADICTED,
@@ -286,14 +201,9 @@ def _question(row: Mapping[str, Any]) -> str:
     """What a conversation asks: everything before its last answer."""
     messages = conversation(row)
     end = len(messages) - 1 if messages[-1]["role"] == "assistant" else len(messages)
-    return _hash("\n".join(f"{message['role']}: {message['content']}" for message in messages[:end]))
+    return key_of("\n".join(f"{message['role']}: {message['content']}" for message in messages[:end]))
 
 
 def _key(row: Mapping[str, Any]) -> str:
     """A whole conversation."""
-    return _hash("\n".join(f"{message['role']}: {message['content']}" for message in conversation(row)))
-
-
-def _hash(text: str) -> str:
-    """One short key for texts that differ in case and space only."""
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=12).hexdigest()
+    return key_of("\n".join(f"{message['role']}: {message['content']}" for message in conversation(row)))

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from danlu.models.block import Block
@@ -88,8 +87,7 @@ class ShardedWeights(Weights):
 def _wrap(network: nn.Module, dtype: torch.dtype, stays: set[nn.Parameter], world: World) -> None:
     """Make each block a group that is gathered at once, and all that is left one more."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    settings: Any = {"mesh": mesh, "mp_policy": policy, "ignored_params": stays}
+    settings: Any = {"mesh": world.mesh, "mp_policy": policy, "ignored_params": stays}
     for block in [module for module in network.modules() if isinstance(module, Block)]:
         fully_shard(block, **settings)
     fully_shard(network, **settings)

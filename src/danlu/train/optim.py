@@ -31,8 +31,8 @@ class OptimConfig:
     name: Literal["adamw", "muon", "sgd", "adamw8bit", "auto"] = "adamw"
     """adamw; muon: it for hidden matrices, AdamW for the rest; sgd; adamw8bit: AdamW with 8-bit moments in matrices;
     auto: muon where the tokens of a step make it pay, else adamw."""
-    learning_rate: float = 2e-3
-    """Peak rate. LoRA wants about ten times that of full fine-tuning; Muon takes AdamW's."""
+    learning_rate: float | None = None
+    """Peak rate; null for what is usual for the task and for what trains: adapters learn faster. Muon takes AdamW's."""
     schedule: Shape = "cosine"
     """How the rate falls after warm-up; wsd stays at the peak and falls over the last steps."""
     warmup_share: float = 0.06
@@ -87,6 +87,12 @@ class OptimConfig:
                 "Their sum may be 1 at most.",
             )
 
+    @property
+    def peak_rate(self) -> float:
+        """The rate, when it is settled (train/settings)."""
+        assert self.learning_rate is not None, "settle comes first"
+        return self.learning_rate
+
 
 def schedule_of(config: OptimConfig, steps: int) -> Schedule:
     """The schedule of a run of ``steps``; ConfigError when warm-up and decay do not fit into it."""
@@ -106,7 +112,7 @@ def schedule_of(config: OptimConfig, steps: int) -> Schedule:
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     """Learning rate of step ``step`` (0-based), a pure function of it; see ``Schedule`` for the formulas."""
-    return config.learning_rate * schedule_of(config, steps).share(step)
+    return config.peak_rate * schedule_of(config, steps).share(step)
 
 
 def settle_name(
@@ -136,12 +142,12 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, groups: Sequence[dict[str, Any]], config: OptimConfig) -> None:
         """Use ``make_optimizer``. A group: params, names, algorithm, rate_share, weight_decay, parts."""
-        super().__init__(groups, {"lr": config.learning_rate})  # pyright: ignore[reportArgumentType]
+        super().__init__(groups, {"lr": config.peak_rate})  # pyright: ignore[reportArgumentType]
         self.config = config
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = self._new_state(group["algorithm"], parameter)
-        self.set_rate(config.learning_rate)
+        self.set_rate(config.peak_rate)
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step; groups with a share of their own get that share of it."""

@@ -9,7 +9,6 @@ caller divides by the tokens of all processes. Knows no optimiser and no loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
@@ -82,9 +81,6 @@ class Reducer:
         self._masters = list(masters.values())
         self._statistics = [tensor for tensor in statistics if tensor.is_floating_point()]
         self._buckets = _buckets(masters, bucket_bytes) if world.size > 1 else []
-        self._group = None
-        if self._buckets:  # of its own: processes may begin to send before or after they add up anything else
-            self._group = dist.new_group(timeout=timedelta(seconds=world.timeout_s))
         self._is_last = False
         self._next = 0
         self._waiting: list[int] = []
@@ -133,7 +129,7 @@ class Reducer:
     def _send(self) -> None:
         bucket = self._buckets[self._next]
         flat = bucket.flat()
-        self._sent.append((bucket, flat, dist.all_reduce(flat, group=self._group, async_op=True)))
+        self._sent.append((bucket, flat, self._world.sum_in_background(flat)))
         self._next += 1
 
 

@@ -87,7 +87,7 @@ def encode_judged(rows: Iterable[Mapping[str, Any]], chat: ChatFormat, max_token
     """
     encoded = Encoded[Judged]()
     kept: list[tuple[Mapping[str, Any], RenderedChat]] = []
-    for row in itertools.chain.from_iterable(map(_judgements, rows)):
+    for row in itertools.chain.from_iterable(map(judgements, rows)):
         answer = encode_answer(row, "completion", chat)
         reason = _why_not((answer,), max_tokens)
         if reason:
@@ -108,10 +108,31 @@ def encode_judged(rows: Iterable[Mapping[str, Any]], chat: ChatFormat, max_token
 
 def messages_of(row: Mapping[str, Any], key: str) -> list[Message] | None:
     """A row's prompt and the answer under ``key`` as one conversation; None for two texts."""
+    if row.get(key) is None:
+        has = ", ".join(name for name, value in row.items() if value is not None) or "(none)"
+        raise DataError(f"A row has no {key!r}; it has {has}.", "Mend the rows, or say which column it is (columns).")
     prompt, answer = row.get("prompt"), row.get(key)
     if isinstance(prompt, str) and isinstance(answer, str):
         return None
     return [*_turns(prompt, "user", "prompt"), *_turns(answer, "assistant", key)]
+
+
+def asked_and_answered(row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """A row's prompt and the answer under ``key`` as two texts. Raises DataError for a row without them."""
+    messages = messages_of(row, key)
+    if messages is None:
+        return row["prompt"], row[key]
+    return "\n".join(message["content"] for message in messages[:-1]), messages[-1]["content"]
+
+
+def judgements(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A row as it is, or a pair as a liked answer and one that was not."""
+    if "chosen" in row and "rejected" in row:
+        prompt = {"prompt": row["prompt"]} if "prompt" in row else {}
+        return [{**prompt, "completion": row[key], "label": key == "chosen"} for key in ("chosen", "rejected")]
+    if not isinstance(row.get("label"), bool):
+        raise DataError(f"A row has the label {row.get('label')!r:.80}.", "Give true for a liked answer, else false.")
+    return [row]
 
 
 def encode_answer(row: Mapping[str, Any], key: str, chat: ChatFormat) -> RenderedChat:
@@ -146,16 +167,6 @@ def _turns(value: Any, role: str, key: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise DataError(f"A row has {key} {value!r:.80}.", "Give a text, or a list of messages.")
     return conversation({"messages": value})
-
-
-def _judgements(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A row as it is, or a pair as a liked answer and one that was not."""
-    if "chosen" in row and "rejected" in row:
-        prompt = {"prompt": row["prompt"]} if "prompt" in row else {}
-        return [{**prompt, "completion": row[key], "label": key == "chosen"} for key in ("chosen", "rejected")]
-    if not isinstance(row.get("label"), bool):
-        raise DataError(f"A row has the label {row.get('label')!r:.80}.", "Give true for a liked answer, else false.")
-    return [row]
 
 
 def _why_not(answers: Sequence[RenderedChat], max_tokens: int) -> str | None:

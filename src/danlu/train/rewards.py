@@ -140,6 +140,11 @@ class RewardConfig:
 _RULES = ("exact", "regex", "length", "json")
 
 
+def columns_read(rules: Sequence[RewardConfig]) -> set[str]:
+    """Columns of rows that the rules cannot do without."""
+    return {rule.exact.column for rule in rules if rule.exact is not None}
+
+
 def weighted(rules: Sequence[RewardConfig], functions: Mapping[str, Reward]) -> dict[str, tuple[Reward, float]]:
     """Rewards by name, with their weights: rules are called as in the config, the second of a kind gets a number.
 
@@ -165,7 +170,7 @@ class Scorer:
     def __call__(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float | None]:
         limit = limit_of(self.model, self.max_tokens)
         asked = [{"prompt": row.get("prompt"), "chosen": answer} for row, answer in zip(rows, answers, strict=True)]
-        read = [scored_row(self.model, row, "chosen", limit) for row in asked]
+        read = [scored_row(self.model, row, "chosen", limit)[0] for row in asked]
         fitting = [place for place, row in enumerate(read) if len(row[0]) <= limit]
         found: list[float | None] = [None] * len(read)
         with torch.inference_mode():
@@ -176,18 +181,19 @@ class Scorer:
         return found
 
 
-def scored_row(model: Model, row: Mapping[str, Any], key: str, limit: int) -> Row:
-    """Prompt and answer as a reward model reads them: a conversation where it has a template, else a pair of texts."""
+def scored_row(model: Model, row: Mapping[str, Any], key: str, limit: int) -> tuple[Row, bool]:
+    """Prompt and answer as a reward model reads them: a conversation where it has a template, else a pair of texts,
+    which loses its end beyond ``limit``; and whether it did."""
     if model.chat.source is not None:
         ids = encode_answer(row, key, model.chat).ids
-        return ids, [0] * len(ids)
+        return (ids, [0] * len(ids)), False
     prompt, answer = row.get("prompt"), row.get(key)
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise DataError(
             f"A row has prompt {prompt!r:.40} and {key} {answer!r:.40}.",
             "Give both as texts: this model has no chat template.",
         )
-    return encode_text(model, prompt, answer, limit)[0]
+    return encode_text(model, prompt, answer, limit)
 
 
 def rewards_of(model: Model, rows: Sequence[Row]) -> Tensor:

@@ -47,6 +47,12 @@ class Asked:
     ids: list[int]
     row: Mapping[str, Any]
 
+    @property
+    def text(self) -> str:
+        """The prompt as one text."""
+        prompt = self.row["prompt"]
+        return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
 
 @dataclass(frozen=True)
 class Try:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from danlu.core.errors import TrainError
 from danlu.core.events import Bar
-from danlu.core.memory import release_memory
+from danlu.core.memory import keep_freed_memory, release_memory
 from danlu.models.model import Model
 from danlu.train.average import WeightAverage
 from danlu.train.batches import Batches
@@ -41,7 +41,8 @@ from danlu.train.pace import Pace, peak_rss_bytes
 from danlu.train.parallel import spread
 from danlu.train.remat import checkpoint_blocks
 from danlu.train.roles import Roles, roles_of
-from danlu.train.settings import Job, RunConfig
+from danlu.train.samples import Samples
+from danlu.train.settings import Job, RunConfig, count_steps, settle
 from danlu.train.step import Step, Summed
 from danlu.train.watch import WATCH, Watch
 
@@ -73,14 +74,17 @@ class TrainingRun(Generic[Item]):
         job: Job,
         *,
         rates: Mapping[str, float] | None = None,
+        samples: Samples | None = None,
     ) -> None:
-        """``parameters`` are those of ``model.network`` that train, by name; ``rates`` factors of their rate."""
+        """``parameters`` are those of ``model.network`` that train, by name; ``rates`` factors of their rate;
+        ``samples`` are written when it is time to validate."""
         torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
+        config = settle(config)
         self.model = model
         self.config = config
         self.job = job
         self.batches = batches
-        self.num_steps = config.steps if config.epochs is None else max(1, round(config.epochs * batches.per_epoch))
+        self.num_steps = count_steps(config, batches.per_epoch)
         roles = roles_of(model.network)
         self.optim, why = settle_name(config.optim, batches.tokens_per_step, _shapes(roles, parameters))
         if config.optim.name == "auto":
@@ -105,6 +109,7 @@ class TrainingRun(Generic[Item]):
         hidden = {name: named[name] for name in roles.hidden}
         self.pace = Pace(hidden, model.device, model.activation_dtype, self.num_steps)
         self.watch: Watch = WATCH.get()
+        self._samples = samples
         self._recent: deque[float] = deque(maxlen=_SPIKE_WINDOW)
         self.is_between_steps = True
         self._stops = False
@@ -113,6 +118,7 @@ class TrainingRun(Generic[Item]):
     def __enter__(self) -> TrainingRun[Item]:
         self._resume()
         gc.collect()
+        keep_freed_memory()
         gc.freeze()  # what is there by now stays: looking through it again for garbage takes longer than many a step
         self._entered = self.job.events.bar("train", total=self.num_steps, unit="step", done=self.done.step)
         self._bar = self._entered.__enter__()
@@ -134,13 +140,25 @@ class TrainingRun(Generic[Item]):
         self.model.network.train()
         while self.done.step < self.num_steps and not self._stops:
             self.interrupts.let_through()
-            yield Step(self)
+            step: Step[Item] = Step(self)
+            yield step
+            self._write_samples(step)
             if self.done.step % RELEASE_EVERY == 0:
                 release_memory()
             if self.done.step % self.config.save_every == 0 or self.done.step == self.num_steps or self._stops:
                 self.save()
         self.interrupts.let_through()
         self._settle()
+
+    def _write_samples(self, step: Step[Item]) -> None:
+        if self._samples is None or not step.validates:
+            return
+        if self.job.world.size > 1 and self.config.parallel == "fsdp":
+            self.job.events.say("No samples are written: weights are spread over processes (parallel: fsdp).")
+            self._samples = None
+            return
+        with step.validating():
+            self._samples.write(self.done.step, self.curve, self.job)
 
     @property
     def bar(self) -> Bar:
@@ -170,11 +188,11 @@ class TrainingRun(Generic[Item]):
         trained = sum(master.numel() for master in self.weights.masters.values())
         return {
             "steps": self.done.step,
-            "trainable_parameters": trained,
-            "train_tokens_per_s": round(self.done.tokens / self.done.seconds, 1),
-            "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
             "validation_loss": validation[-1] if validation else None,
+            "train_tokens_per_s": round(self.done.tokens / self.done.seconds, 1),
+            "first_loss": losses[0] if losses else None,
+            "trainable_parameters": trained,
             "best_validation_loss": min(validation) if validation else None,
             "best_step": self.done.best_step,
             "skipped_steps": self.done.skipped,
@@ -253,6 +271,7 @@ class TrainingRun(Generic[Item]):
     def _settle(self) -> None:
         """Give the network the weights to keep, ready to be used; several processes must use it together until the
         run ends."""
+        self.is_between_steps = False  # what the last step left is saved already, and is not to be saved over
         best = None
         if self.config.keep == "best":
             best = load_together(self.job.work / "best", self.job.world, self.weights.state())

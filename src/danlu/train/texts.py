@@ -27,8 +27,6 @@ Item = TypeVar("Item")
 class TuningOptim(OptimConfig):
     """AdamW as whole encoders are fine-tuned with it (Devlin et al. 2019, appendix A.3)."""
 
-    learning_rate: float = 2e-5
-    """Peak rate; LoRA wants about ten times that."""
     schedule: Shape = "linear"
     """How the rate falls after warm-up."""
     final_share: float = 0.0

@@ -8,6 +8,7 @@ JSON. Knows no model and no gradient (parallel.py), no file (checkpoint.py).
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -16,12 +17,16 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from traceback import clear_frames
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported later, its defaults would keep the group of then
 from torch import Tensor
+from torch.distributed import Work
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from danlu.core.device import pick_device
 from danlu.core.errors import ConfigError, TrainError
@@ -32,6 +37,8 @@ _BROKEN = ("gloo", "connection closed", "connection reset", "timed out", "broken
 """Words of torch's errors about processes that no longer answer."""
 LOST = "lost another one"
 """Words of the error of a process that did not fail itself."""
+_BACKGROUND, _MESH = "background", "mesh"
+"""Names of the group that ``sum_in_background`` adds up in, and of the mesh."""
 _SIOCGIFADDR = 0x8915
 """Linux: the IPv4 address of an interface."""
 
@@ -52,6 +59,8 @@ class World:
     """How long to wait for the others."""
     address: str = ""
     """Where the processes meet, host:port; empty for one process."""
+    _held: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False, compare=False)
+    """What knows torch's groups of these processes. Nobody else may keep one: see ``_leave``."""
 
     @classmethod
     def from_environment(
@@ -112,15 +121,17 @@ class World:
             torch.cuda.set_device(self.device)
         elif (interface := _interface_towards(self.address.rpartition(":")[0])) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        timeout = timedelta(seconds=self.timeout_s)
         try:
             dist.init_process_group(
                 self.backend,
                 init_method="env://",
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=self.timeout_s),
+                timeout=timeout,
                 device_id=self.device if self.device.type == "cuda" else None,
             )
+            self._held[_BACKGROUND] = dist.new_group(timeout=timeout)
         except RuntimeError as error:
             raise TrainError(
                 f"The {self.size} processes of this run did not meet at {self.address} within {self.timeout_s:g} s: "
@@ -134,16 +145,29 @@ class World:
     ) -> None:
         if self.size == 1:
             return
+        lost = error if error is not None and _is_broken(error) else None
         if error is None:  # one that leaves while another still reads may abort it
             with contextlib.suppress(RuntimeError):  # it failed, and says so itself
                 self.wait_for_all()
         if error is None or self.backend == "gloo":  # NCCL would wait for the process that failed
-            dist.destroy_process_group()
-        if isinstance(error, RuntimeError) and _is_broken(error):
+            if error is not None:
+                clear_frames(error.__traceback__)  # what failed may have held a group
+            self._leave(is_hurried=lost is not None)  # when one is lost, who started us ends us soon
+        if lost is not None:
             raise TrainError(
-                f"Process {self.rank} of {self.size} {LOST}, which ended or stopped answering: {_reason(error)}.",
+                f"Process {self.rank} of {self.size} {LOST}, which ended or stopped answering: {_reason(lost)}.",
                 "The log of the process that failed first says why. The same command goes on from the last checkpoint.",
             ) from error
+
+    def _leave(self, *, is_hurried: bool) -> None:
+        """End torch's groups, and the threads of gloo with them: a thread that is about to let go of a tensor when the
+        interpreter ends aborts the process. A group ends when nothing refers to it any more."""
+        if (mesh := self._held.get(_MESH)) is not None:
+            mesh._pg_registry.clear()  # torch's tables of how to compute with spread tensors keep the mesh
+        self._held.clear()
+        dist.destroy_process_group()
+        if not is_hurried:
+            gc.collect()  # a network with spread weights holds one, in a cycle
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each number added up over all processes, exactly enough for counts up to 2⁵³."""
@@ -152,6 +176,22 @@ class World:
     def max(self, values: Sequence[float]) -> list[float]:
         """The largest of each number over all processes."""
         return self._reduced(values, dist.ReduceOp.MAX)
+
+    def sum_in_background(self, tensor: Tensor) -> Work:
+        """Begin to add up a tensor of any shape over all processes, in place; ``wait`` of the result ends it.
+
+        These sums follow each other alike on all processes, but anything else may be said between them.
+        """
+        work = dist.all_reduce(tensor, group=self._held[_BACKGROUND], async_op=True)
+        assert work is not None
+        return work
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """All processes in a row, for tensors that are spread over them."""
+        if _MESH not in self._held:
+            self._held[_MESH] = init_device_mesh(self.device.type, (self.size,))
+        return self._held[_MESH]
 
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
@@ -205,8 +245,10 @@ class World:
         return parts
 
 
-def _is_broken(error: RuntimeError) -> bool:
+def _is_broken(error: BaseException) -> bool:
     """Whether an error is about a process that no longer answers, and not about our own numbers."""
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in _BROKEN)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from danlu.core.events import Silent
 from danlu.flow.run import run
@@ -21,11 +22,13 @@ stages:
 """
 
 
-def make(folder: Path, model: Path, stages: str) -> Mapping[str, Artifact]:
-    """The artifacts of a recipe with these stages after ``base`` and ``rows``."""
+def make(
+    folder: Path, model: Path, stages: str, train: Sequence[Mapping[str, Any]] | None = None
+) -> Mapping[str, Artifact]:
+    """The artifacts of a recipe with these stages after ``base`` and ``rows``; ``train`` are other training rows."""
     rows = folder / "rows"
     rows.mkdir()
-    for name, some in (("train", pairs(20)[4:]), ("validation", pairs(4))):
+    for name, some in (("train", train or pairs(20)[4:]), ("validation", pairs(4))):
         (rows / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=model, rows=rows, stages=stages))

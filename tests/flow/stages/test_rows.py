@@ -97,3 +97,25 @@ def test_a_folder_without_training_rows_says_what_it_holds(tmp_path: Path) -> No
 def test_shares_that_leave_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RowsConfig(**changes)
+
+
+def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = [{"prompt": f"q{i % 40}", "chosen": f"a{i}", "rejected": "b"} for i in range(400)]
+    write_jsonl(folder / "mine.jsonl", rows)
+    _, splits = run(folder, tmp_path / "out", RowsConfig(task="dpo", validation_share=0.2))
+    train, validation = ({row["prompt"] for row in splits[name]} for name in ("train", "validation"))
+    assert validation
+    assert not train & validation
+
+
+def test_errors_name_the_file_as_it_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match=r"^mine\.jsonl, line 1: not JSON"):
+        run(folder, tmp_path / "out", RowsConfig())
+    (folder / "mine.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(DataError, match=r"^mine\.jsonl: A row has the columns a\."):
+        run(folder, tmp_path / "other", RowsConfig())

@@ -32,6 +32,7 @@ from danlu.train.lora import LoraConfig
 from danlu.train.settings import Job
 from danlu.train.stages.classify import ClassifierConfig, logits_of, score, summed_loss, targets_of, train
 from danlu.train.texts import TuningOptim
+from danlu.train.world import World
 from tests.models.encoders import save_encoder
 from tests.tiny import write_tiny
 
@@ -47,7 +48,7 @@ ROWS = [
 ]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 PLAIN = TuningOptim(learning_rate=1e-3, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None)
-CONFIG = ClassifierConfig(epochs=None, steps=10, rows_per_step=4, optim=PLAIN, precision="fp32", audit="off")
+CONFIG = ClassifierConfig(steps=10, rows_per_step=4, optim=PLAIN, precision="fp32", audit="off")
 
 
 def job(folder: Path, display: Silent | None = None) -> Job:
@@ -177,6 +178,37 @@ def test_balanced_weights_are_known_numbers() -> None:
     assert balanced_weights(items, multi_label=True).tolist() == pytest.approx([1 / 3, 3.0])
 
 
+def test_a_decision_for_macro_f1_ends_in_the_bias_and_nothing_else_changes(body: Path, tmp_path: Path) -> None:
+    rows = [*ROWS, *({"text": f"the cat {word}", "label": "cat"} for word in ("sat", "met a dog", "in paris", "a b"))]
+    heads: list[Any] = []
+    metrics: list[dict[str, Any]] = []
+    for name, decision in (("plain", "likeliest"), ("moved", "macro_f1")):
+        model = with_head(fresh(body), labels_of(ROWS), source=body)
+        items = encode_rows(rows, model).items
+        config = dataclasses.replace(CONFIG, steps=3, decision=decision)
+        metrics.append(train(model, items, items, config, job(tmp_path / name)))
+        heads.append(model.network.head)
+    lean, shares = metrics[1]["lean"], torch.tensor([7 / 12, 3 / 12, 2 / 12])
+    assert lean != 0.0
+    torch.testing.assert_close(heads[1].linear.weight, heads[0].linear.weight)
+    torch.testing.assert_close(heads[1].linear.bias, heads[0].linear.bias - lean * shares.log())
+    assert metrics[1]["validation"]["macro_f1"] >= metrics[0]["validation"]["macro_f1"]
+    assert metrics[1]["last_loss"] == metrics[0]["last_loss"]
+    assert "lean" not in metrics[0]
+
+
+def test_a_decision_for_macro_f1_needs_validation_rows_and_one_label_a_row(body: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, decision="macro_f1")
+    model = with_head(fresh(body), labels_of(ROWS), source=body)
+    items = encode_rows(ROWS, model).items
+    with pytest.raises(TrainError, match=r"decision is macro_f1, but there are no validation rows\. Give some, or"):
+        train(model, items, [], config, job(tmp_path))
+    several = with_head(fresh(body), NewClassifier(labels=("cat", "dog"), multi_label=True), source=body)
+    items = encode_rows([{"text": "cat met dog", "label": ["cat", "dog"]}], several).items
+    with pytest.raises(TrainError, match=r"decision is macro_f1, but several labels may hold at once\. Leave decision"):
+        train(several, items, items, config, job(tmp_path))
+
+
 def test_several_labels_may_hold(body: Path, tmp_path: Path) -> None:
     rows = [{"text": "a cat", "label": ["cat"]}, {"text": "dog", "label": ["dog"]}, {"text": "b c", "label": []}]
     rows.append({"text": "cat met dog", "label": ["cat", "dog"]})
@@ -230,7 +262,7 @@ def test_adapters_in_bf16_end_in_one_number_type(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=2, lora=LoraConfig(rank=4), precision="bf16")
     metrics = train(model, items, items, config, job(tmp_path))
     assert math.isfinite(metrics["validation"]["loss"])
-    changes = save_tuned(model, config, tmp_path / "saved")
+    changes = save_tuned(model, config, tmp_path / "saved", World())
     assert changes["merged_change"] > 0
     again = load_model(tmp_path / "saved", precision="bf16")
     torch.testing.assert_close(logits_of(again, items), logits_of(model, items))

@@ -17,8 +17,9 @@ from danlu.models.save import save_model
 from danlu.train.answers import encode_rows
 from danlu.train.lora import LoraConfig
 from danlu.train.losses.distil import DistilConfig
+from danlu.train.optim import OptimConfig
 from danlu.train.run import Job
-from danlu.train.stages.distil import DistillationConfig, DistilOptim, ask, train
+from danlu.train.stages.distil import DistillationConfig, ask, train
 from danlu.train.student import shorter
 
 from ...models.peer import our_logits, save_llama, some_ids
@@ -31,8 +32,9 @@ CONFIG = DistillationConfig(
     tokens_per_step=160,
     max_row_tokens=80,
     validate_every=6,
+    samples=0,
     save_every=5,
-    optim=DistilOptim(learning_rate=3e-3, clip_norm=None, schedule="constant", warmup_share=0.0),
+    optim=OptimConfig(learning_rate=3e-3, clip_norm=None, schedule="constant", warmup_share=0.0),
 )
 
 

@@ -19,8 +19,9 @@ from danlu.text.chat import RenderedChat
 from danlu.train.comparisons import Dpo, Ipo, Kto, Orpo, Simpo
 from danlu.train.lora import LoraConfig
 from danlu.train.merge import merge_lora
+from danlu.train.optim import OptimConfig
 from danlu.train.preferences import Judged, Pair, encode_judged, encode_pairs
-from danlu.train.stages.dpo import DpoConfig, PreferenceOptim, train
+from danlu.train.stages.dpo import DpoConfig, train
 
 from ...models.peer import save_llama
 from ..chats import Stop, fresh
@@ -114,7 +115,7 @@ def test_every_method_widens_the_margin(tiny_folder: Path, tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_all_weights_can_learn_while_the_reference_stays(tiny_folder: Path, tmp_path: Path, name: str) -> None:
-    config = dataclasses.replace(CONFIG, lora=None, optim=PreferenceOptim(learning_rate=1e-3), **METHODS[name])
+    config = dataclasses.replace(CONFIG, lora=None, optim=OptimConfig(learning_rate=1e-3), **METHODS[name])
     metrics = learn(fresh(tiny_folder), tmp_path, config)
     lines = [line for line in curve(tmp_path) if "loss" in line]
     assert lines[0]["rewards/margin"] == pytest.approx(0.0, abs=1e-4)
@@ -147,7 +148,7 @@ def test_a_run_that_crashed_twice_ends_as_if_it_had_not(
 ) -> None:
     config = dataclasses.replace(CONFIG, **METHODS[name])
     if not is_adapter:
-        config = dataclasses.replace(config, lora=None, optim=PreferenceOptim(learning_rate=1e-4))
+        config = dataclasses.replace(config, lora=None, optim=OptimConfig(learning_rate=1e-4))
     learn(fresh(tiny_folder), tmp_path / "whole", config)
     for stop in (3, 6):
         with pytest.raises(Crash):

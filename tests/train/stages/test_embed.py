@@ -35,7 +35,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 SCORED = [{**row, "score": score} for row, score in zip(ROWS, (1.0, 0.5, 0.5, 0.2, 0.0, 0.9), strict=True)]
 PLAIN = TuningOptim(learning_rate=3e-3, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None)
-CONFIG = EmbedderConfig(epochs=None, steps=10, rows_per_step=6, optim=PLAIN, precision="fp32")
+CONFIG = EmbedderConfig(steps=10, rows_per_step=6, optim=PLAIN, precision="fp32")
 
 
 def job(folder: Path) -> Job:

@@ -17,10 +17,11 @@ from danlu.core.records import Completion, GenerateOptions
 from danlu.models.model import Model
 from danlu.train.lora import LoraConfig, add_lora
 from danlu.train.losses.policy import PolicyConfig
+from danlu.train.optim import OptimConfig
 from danlu.train.rewards import Length, Regex, RewardConfig
 from danlu.train.rollout import Try, encode_prompts, write_answers
 from danlu.train.stages import grpo
-from danlu.train.stages.grpo import GrpoConfig, PolicyOptim, train
+from danlu.train.stages.grpo import GrpoConfig, train
 
 from ..chats import Stop, fresh
 from ..losses import trl_peer as trl
@@ -35,8 +36,9 @@ CONFIG = GrpoConfig(
     max_answer_tokens=5,
     save_every=4,
     validate_every=5,
+    samples=0,
     lora=LoraConfig(rank=8),
-    optim=PolicyOptim(learning_rate=3e-2, warmup_share=0.0),
+    optim=OptimConfig(learning_rate=3e-2, warmup_share=0.0),
 )
 
 

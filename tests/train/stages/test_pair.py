@@ -30,7 +30,7 @@ from tests.tiny import make_tokenizer, write_tiny
 IMAGES = ImageProcessor(ImageConfig(resize=(12, 12), mean=(0.5,) * 3, std=(0.5,) * 3), {})
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "navy": (0, 0, 120), "white": (255, 255, 255), "grey": (90,) * 3}
 PLAIN = TuningOptim(learning_rate=3e-3, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None)
-CONFIG = PairTrainConfig(epochs=None, steps=10, rows_per_step=5, optim=PLAIN, precision="fp32")
+CONFIG = PairTrainConfig(steps=10, rows_per_step=5, optim=PLAIN, precision="fp32")
 
 
 def job(folder: Path) -> Job:

@@ -18,7 +18,8 @@ from danlu.models.rehead import NewScorer, with_head
 from danlu.models.save import save_model
 from danlu.train.lora import LoraConfig
 from danlu.train.merge import merge_lora
-from danlu.train.stages.reward import RewardModelConfig, RewardOptim, both_rewards, encode_rows, train
+from danlu.train.optim import OptimConfig
+from danlu.train.stages.reward import RewardModelConfig, both_rewards, encode_rows, train
 
 from ...models.encoders import save_encoder
 from ..chats import fresh
@@ -34,7 +35,7 @@ CONFIG = RewardModelConfig(
     save_every=3,
     validate_every=4,
     lora=LoraConfig(rank=4),
-    optim=RewardOptim(learning_rate=1e-2),
+    optim=OptimConfig(learning_rate=1e-2),
 )
 
 
@@ -49,7 +50,7 @@ def scorer(folder: Path) -> Model:
 
 @pytest.mark.parametrize("is_adapter", [True, False])
 def test_it_learns_which_answer_people_chose(tiny_folder: Path, tmp_path: Path, is_adapter: bool) -> None:
-    config = CONFIG if is_adapter else dataclasses.replace(CONFIG, lora=None, optim=RewardOptim(learning_rate=3e-3))
+    config = CONFIG if is_adapter else dataclasses.replace(CONFIG, lora=None, optim=OptimConfig(learning_rate=3e-3))
     metrics = learn(scorer(tiny_folder), tmp_path, config)
     assert metrics["validation"]["validation_rewards/accuracy"] == 1.0
     assert metrics["validation"]["validation_loss"] < 0.3

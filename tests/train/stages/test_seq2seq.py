@@ -49,7 +49,7 @@ ROWS = [
 ]
 PLAIN = TuningOptim(learning_rate=5e-3, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None)
 CONFIG = Seq2SeqConfig(
-    epochs=None, steps=10, tokens_per_step=64, max_target_tokens=10, optim=PLAIN, precision="fp32", num_beams=2
+    samples=0, steps=10, tokens_per_step=64, max_target_tokens=10, optim=PLAIN, precision="fp32", num_beams=2
 )
 
 

@@ -34,7 +34,7 @@ ROWS: list[dict[str, Any]] = [
     ]},
 ]  # fmt: skip
 PLAIN = TuningOptim(learning_rate=3e-3, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None)
-CONFIG = TaggerConfig(epochs=None, steps=10, rows_per_step=4, optim=PLAIN, precision="fp32")
+CONFIG = TaggerConfig(steps=10, rows_per_step=4, optim=PLAIN, precision="fp32")
 
 
 def job(folder: Path) -> Job:

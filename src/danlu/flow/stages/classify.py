@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.models.heads.classify import ClassifyHead
 from danlu.models.images import ImageProcessor
 from danlu.models.rehead import with_head
 from danlu.models.vision import reads_images
-from danlu.train.audit import audit_labels, report
+from danlu.train.audit import audit_labels
+from danlu.train.findings import report
 from danlu.train.labelled import encode_rows, labels_of
-from danlu.train.stages.classify import ClassifierConfig, score, train
+from danlu.train.stages.classify import ClassifierConfig, train
 from danlu.train.start import load_to_train
 
 
-class Classify(RecipeStage[ClassifierConfig]):
+class Classify(TrainingStage[ClassifierConfig]):
     """The plugin."""
 
     config_type = ClassifierConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with text or image, and label: {DATA_HELP}",
@@ -56,13 +54,12 @@ class Classify(RecipeStage[ClassifierConfig]):
             config.audit,
             context.events,
         )
-        watched = encoded["validation"].items if "validation" in encoded else []
-        metrics = train(model, found.items, watched, config, training.job, images=images)
-        changes = save_tuned(model, config, context.output)
+        watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
+        metrics = train(model, found.items, watched, config, training.job, test_rows=tested, images=images)
+        changes = save_tuned(model, config, context.output, training.job.world)
         if images is not None:
             images.save(context.output)
-        test = {"test": score(model, encoded["test"].items, images)} if "test" in encoded else {}
-        return training.finish({**metrics, **test, **changes, **found.counts(), "precision": model.precision}, told)
+        return training.finish({**metrics, **changes, **found.counts(), "precision": model.precision}, told)
 
 
 plugin = Classify()

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from danlu.core.errors import ConfigError
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.models.load import load_model
@@ -17,13 +16,11 @@ from danlu.train.start import load_to_train
 from danlu.train.student import shorter
 
 
-class Distil(RecipeStage[DistillationConfig]):
+class Distil(TrainingStage[DistillationConfig]):
     """The plugin."""
 
     config_type = DistillationConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "teacher": "the model folder to learn from",
         "data": f"rows with messages, with prompt and completion, or with text: {DATA_HELP}",
@@ -55,7 +52,7 @@ class Distil(RecipeStage[DistillationConfig]):
         sizes = {"parameters": model.num_parameters(), "teacher_parameters": teacher.num_parameters()}
         del teacher
         metrics = train(model, rows, watched, config, training.job, teacher=asked)
-        changes = save_tuned(model, config, context.output) if training.job.world.is_first else {}
+        changes = save_tuned(model, config, context.output, training.job.world)
         left_out = dict(encoded["train"].left_out)
         return training.finish({**metrics, **sizes, **changes, "left_out": left_out, "precision": model.precision})
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.train.related import PASSAGE, QUERY, encode_rows, sentence_model
-from danlu.train.stages.embed import EmbedderConfig, score, train
+from danlu.train.stages.embed import EmbedderConfig, train
 from danlu.train.start import load_to_train
 
 
-class Embed(RecipeStage[EmbedderConfig]):
+class Embed(TrainingStage[EmbedderConfig]):
     """The plugin."""
 
     config_type = EmbedderConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with anchor and positive, or with score: {DATA_HELP}",
@@ -43,12 +40,11 @@ class Embed(RecipeStage[EmbedderConfig]):
             source=source,
         )
         encoded = {name: encode_rows(some, model, scored=config.is_scored) for name, some in rows.items() if some}
-        watched = encoded["validation"].items if "validation" in encoded else []
-        metrics = train(model, encoded["train"].items, watched, config, training.job)
-        changes = save_tuned(model, config, context.output)
-        test = {"test": score(model, encoded["test"].items, config)} if "test" in encoded else {}
+        watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
+        metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested)
+        changes = save_tuned(model, config, context.output, training.job.world)
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **test, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
 
 
 plugin = Embed()

@@ -7,29 +7,31 @@ from typing import Any
 
 from danlu.core.errors import ConfigError
 from danlu.core.files import read_jsonl
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
+from danlu.flow.tuning import encode_watched
 from danlu.lineage.stage import StageContext
 from danlu.models.load import load_model
-from danlu.train.method import save_trained
-from danlu.train.rewards import Reward, Scorer
+from danlu.train.audit_preferences import audit_prompts
+from danlu.train.findings import report
+from danlu.train.rewards import Reward, Scorer, columns_read
 from danlu.train.rollout import encode_prompts
 from danlu.train.stages.grpo import GrpoConfig, train
 from danlu.train.start import load_to_train
 
 
-class Grpo(RecipeStage[GrpoConfig]):
+class Grpo(TrainingStage[GrpoConfig]):
     """The plugin."""
 
     config_type = GrpoConfig
     version = 1
-    kind = "adapter"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from, fine-tuned already",
         "data": "train.jsonl and validation.jsonl with prompt, and what the rewards read",
     }
     optional_inputs: Mapping[str, str] = {"scorer": "a reward model, whose opinion is added"}
+
+    def kind_of(self, config: GrpoConfig) -> str:
+        return "adapter" if config.lora is not None else "model"
 
     def run(self, config: GrpoConfig, context: StageContext) -> dict[str, Any]:
         training = Training(context, "Learning from rewards", config)
@@ -44,10 +46,15 @@ class Grpo(RecipeStage[GrpoConfig]):
         folder = context.inputs["data"]
         prompts = encode_prompts(read_jsonl(folder / "train.jsonl"), model.chat, config.max_prompt_tokens)
         watched = list(read_jsonl(folder / "validation.jsonl"))
-        validation = encode_prompts(watched, model.chat, config.max_prompt_tokens).items if watched else []
+        validation = encode_watched(
+            lambda some: encode_prompts(some, model.chat, config.max_prompt_tokens).items, watched, context.events
+        )
+        missing = {name: sum(name not in one.row for one in prompts.items) for name in columns_read(config.rewards)}
+        asked, other = ([one.text for one in some] for some in (prompts.items, validation))
+        told = report(audit_prompts(asked, other, prompts.left_out, missing), config.audit, context.events)
         metrics = train(model, prompts.items, validation, config, training.job, rewards=rewards)
-        save_trained(model, config, context.output, base=context.artifacts["model"].id)
-        return training.finish({**metrics, **prompts.counts(), "precision": model.precision})
+        training.save(model, config, base=context.artifacts["model"].id)
+        return training.finish({**metrics, **prompts.counts(), "precision": model.precision}, told)
 
 
 plugin = Grpo()

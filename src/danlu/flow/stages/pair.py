@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.models.images import ImageProcessor
 from danlu.train.captioned import encode_rows
-from danlu.train.stages.pair import PairTrainConfig, score, train
+from danlu.train.stages.pair import PairTrainConfig, train
 from danlu.train.start import load_to_train
 
 
-class Pair(RecipeStage[PairTrainConfig]):
+class Pair(TrainingStage[PairTrainConfig]):
     """The plugin."""
 
     config_type = PairTrainConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with image and text: {DATA_HELP}",
@@ -36,13 +33,12 @@ class Pair(RecipeStage[PairTrainConfig]):
         model = load_to_train(source, config)
         images, folder = ImageProcessor.of_folder(source), context.inputs["data"]
         encoded = {name: encode_rows(some, model, config.max_row_tokens, folder) for name, some in rows.items() if some}
-        watched = encoded["validation"].items if "validation" in encoded else []
-        metrics = train(model, encoded["train"].items, watched, config, training.job, images=images)
-        changes = save_tuned(model, config, context.output)
+        watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
+        metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested, images=images)
+        changes = save_tuned(model, config, context.output, training.job.world)
         images.save(context.output)
-        test = {"test": score(model, encoded["test"].items, config, images)} if "test" in encoded else {}
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **test, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
 
 
 plugin = Pair()

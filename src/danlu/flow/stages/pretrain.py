@@ -8,20 +8,18 @@ from typing import Any
 from danlu.core.files import sha256_file
 from danlu.data.loader import TokenSource
 from danlu.data.shards import TokenShards
-from danlu.flow.recipe import ANY_INPUT, RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.recipe import ANY_INPUT
+from danlu.flow.training import Training, TrainingStage
 from danlu.lineage.stage import StageContext
 from danlu.train.stages.pretrain import PretrainConfig, pretrain
 from danlu.train.start import load_to_train
 
 
-class Pretrain(RecipeStage[PretrainConfig]):
+class Pretrain(TrainingStage[PretrainConfig]):
     """The plugin."""
 
     config_type = PretrainConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from: a new one, or a trained one",
         "tokens": "shards: train/ and validation/ of the tokenize stage",

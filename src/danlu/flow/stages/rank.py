@@ -13,12 +13,11 @@ from typing import Any
 from danlu.core.errors import DataError
 from danlu.data.sources.files import read_rows, require_columns
 from danlu.evaluate.recommend import ItemKnn, Popularity, places
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.lineage.stage import StageContext
 from danlu.models.save import save_model
 from danlu.train.histories import FIRST, Histories, HistoryColumns, read_histories, windows
-from danlu.train.ranking import ranking_scores, ranks
+from danlu.train.ranking import ranking_scores
 from danlu.train.stages.rank import RecommenderConfig, new_recommender, train
 
 NEIGHBOURS = (20, 50, 100, 200, 1000)
@@ -35,13 +34,11 @@ class RankStageConfig(RecommenderConfig):
     """Rows rated lower are left out and counted; null takes every row as a sign of interest."""
 
 
-class Rank(RecipeStage[RankStageConfig]):
+class Rank(TrainingStage[RankStageConfig]):
     """The plugin."""
 
     config_type = RankStageConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {"data": "one table with user, item, time and perhaps rating: Parquet, JSONL or CSV"}
 
     def run(self, config: RankStageConfig, context: StageContext) -> dict[str, Any]:
@@ -50,11 +47,12 @@ class Rank(RecipeStage[RankStageConfig]):
         require_columns(table, [config.columns.user, config.columns.item, config.columns.time])
         found = read_histories(table.to_pylist(), config.columns, min_rating=config.min_rating)
         model = new_recommender(config, found.items, context.seed)
-        metrics = train(model, windows(found.train, config.max_items), found.validation, config, training.job)
+        rows = windows(found.train, config.max_items)
+        metrics = train(model, rows, found.validation, config, training.job, test_rows=found.test)
         if training.job.world.is_first:
             save_model(model, context.output)
-        test = {"test": ranking_scores(*ranks(model, found.test)), **baselines(found)} if found.test else {}
-        return training.finish({**metrics, **found.counts, **test})
+        others = baselines(found) if found.test and training.job.world.is_first else {}
+        return training.finish({**metrics, **found.counts, **others})
 
 
 def baselines(found: Histories) -> dict[str, Any]:

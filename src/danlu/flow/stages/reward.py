@@ -7,23 +7,23 @@ from typing import Any
 
 from danlu.core.errors import ConfigError
 from danlu.core.files import read_jsonl
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
+from danlu.flow.tuning import encode_watched
 from danlu.lineage.stage import StageContext
 from danlu.models.rehead import NewScorer, with_head
 from danlu.models.save import save_model
+from danlu.train.audit_preferences import audit_pairs
+from danlu.train.findings import report
 from danlu.train.merge import merge_lora
 from danlu.train.stages.reward import RewardModelConfig, encode_rows, train
 from danlu.train.start import load_to_train
 
 
-class RewardModel(RecipeStage[RewardModelConfig]):
+class RewardModel(TrainingStage[RewardModelConfig]):
     """The plugin."""
 
     config_type = RewardModelConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder whose body is used",
         "data": "train.jsonl and validation.jsonl with prompt, chosen and rejected",
@@ -40,14 +40,18 @@ class RewardModel(RecipeStage[RewardModelConfig]):
         body = load_to_train(path, config)
         model = with_head(body, NewScorer(pooling=config.pooling), seed=context.seed, source=path)
         folder = context.inputs["data"]
-        rows = encode_rows(read_jsonl(folder / "train.jsonl"), model, config.max_row_tokens)
-        watched = list(read_jsonl(folder / "validation.jsonl"))
-        validation = encode_rows(watched, model, config.max_row_tokens).items if watched else []
+        read, watched = list(read_jsonl(folder / "train.jsonl")), list(read_jsonl(folder / "validation.jsonl"))
+        rows = encode_rows(read, model, config.max_row_tokens)
+        validation = encode_watched(
+            lambda some: encode_rows(some, model, config.max_row_tokens).items, watched, context.events
+        )
+        found = report(audit_pairs(read, watched, rows.left_out, rows.truncated), config.audit, context.events)
         metrics = train(model, rows.items, validation, config, training.job)
-        rounding = merge_lora(model).largest_rounding if config.lora is not None else 0.0
-        size_bytes = save_model(model, context.output)
-        told = {"size_bytes": size_bytes, "largest_rounding": rounding, "precision": model.precision}
-        return training.finish({**metrics, **rows.counts(), **told})
+        told: dict[str, Any] = {"precision": model.precision}
+        if training.job.world.is_first:
+            told["largest_rounding"] = merge_lora(model).largest_rounding if config.lora is not None else 0.0
+            told["size_bytes"] = save_model(model, context.output)
+        return training.finish({**metrics, **rows.counts(), **told}, found)
 
 
 plugin = RewardModel()

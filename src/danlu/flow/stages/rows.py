@@ -57,7 +57,7 @@ class Rows(RecipeStage[RowsConfig]):
     """The plugin."""
 
     config_type = RowsConfig
-    version = 1
+    version = 2
     kind = "data"
     inputs: Mapping[str, str] = {
         "rows": "a fetched file (.jsonl, .parquet, .csv), or a folder with train.* and maybe validation.* and test.*"
@@ -70,13 +70,13 @@ class Rows(RecipeStage[RowsConfig]):
         splits: dict[str, list[dict[str, Any]]] = {name: [] for name in _SPLITS}
         for given in reversed(_SPLITS):  # what is held out by hand stays so
             for path in files.get(given, ()):
-                for row in _rows(path, config, counts):
+                for row in _named(_rows(path, config, counts), path):
                     key = _key(row)
                     if key in seen:
                         counts["repeated"] += 1
                         continue
                     seen.add(key)
-                    splits[_split_of(given, key, config, files, context.seed)].append(row)
+                    splits[_split_of(given, _asked(row, key), config, files, context.seed)].append(row)
                     if config.max_rows and sum(map(len, splits.values())) >= config.max_rows:
                         break
         over = splits["validation"][config.most_validation_rows :] if "validation" not in files else []
@@ -111,6 +111,15 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return {name: found for name, found in named.items() if found}
 
 
+def _named(rows: Iterator[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """The same rows; errors name the file as it is called, not where its copy lies."""
+    try:
+        yield from rows
+    except DataError as error:
+        message = error.message.replace(f"{path.parent}/", "")
+        raise DataError(message if path.name in message else f"{path.name}: {message}", error.hint) from error
+
+
 def _rows(path: Path, config: RowsConfig, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
     found = read_rows(path, config.on_broken)
     counts["broken"] += len(found.broken)
@@ -136,7 +145,12 @@ def _split_of(
     return "validation" if "validation" not in files and drawn >= 1.0 - config.validation_share else "train"
 
 
-def _key(row: Mapping[str, Any]) -> bytes:
+def _asked(row: Mapping[str, Any], key: bytes) -> bytes:
+    """What rows that must not be split apart have in common: their prompt, else nothing but themselves."""
+    return _key(row["prompt"]) if row.get("prompt") else key
+
+
+def _key(row: Any) -> bytes:
     text = json.dumps(row, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 

@@ -6,22 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danlu.evaluate.metrics import Bleu4, ChrF
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.train.source_target import encode_rows
-from danlu.train.stages.seq2seq import Seq2SeqConfig, score, train
+from danlu.train.stages.seq2seq import Seq2SeqConfig, train
 from danlu.train.start import load_to_train
 
 
-class Seq2Seq(RecipeStage[Seq2SeqConfig]):
+class Seq2Seq(TrainingStage[Seq2SeqConfig]):
     """The plugin."""
 
     config_type = Seq2SeqConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with source and target: {DATA_HELP}",
@@ -35,12 +32,11 @@ class Seq2Seq(RecipeStage[Seq2SeqConfig]):
         source, rows = context.inputs["model"], read_split(context.inputs["data"])
         model = load_to_train(source, config)
         encoded = {name: encode_rows(some, model, **config.row_options) for name, some in rows.items() if some}
-        watched = encoded["validation"].items if "validation" in encoded else []
-        metrics = train(model, encoded["train"].items, watched, config, training.job, compare=compare)
-        changes = save_tuned(model, config, context.output)
-        test = {"test": score(model, encoded["test"].items, config, compare)} if "test" in encoded else {}
+        watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
+        metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested, compare=compare)
+        changes = save_tuned(model, config, context.output, training.job.world)
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **test, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
 
 
 def compare(outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from danlu.core.files import read_jsonl
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
+from danlu.flow.tuning import encode_watched
 from danlu.lineage.stage import StageContext
-from danlu.train.audit import audit_chats, report
+from danlu.train.audit import audit_chats
+from danlu.train.findings import report
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 from danlu.train.start import load_to_train
 
 
-class Sft(RecipeStage[SftConfig]):
+class Sft(TrainingStage[SftConfig]):
     """The plugin."""
 
     config_type = SftConfig
     version = 1
-    kind = "adapter"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": "train.jsonl and validation.jsonl with messages",
@@ -36,7 +35,9 @@ class Sft(RecipeStage[SftConfig]):
         rows = list(read_jsonl(folder / "train.jsonl"))
         watched = list(read_jsonl(folder / "validation.jsonl"))  # empty when no product could be spared for it
         train = encode_rows(rows, model.chat, config.max_row_tokens)
-        validation = encode_rows(watched, model.chat, config.max_row_tokens).encoded if watched else []
+        validation = encode_watched(
+            lambda some: encode_rows(some, model.chat, config.max_row_tokens).encoded, watched, context.events
+        )
         findings = audit_chats(rows, train.encoded, train.left_out, watched, model.chat)
         told = report(findings, config.audit, context.events)
         metrics = finetune(model, train.encoded, validation, config, training.job)

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.flow.recipe import RecipeStage
-from danlu.flow.training import Training
+from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.models.heads.tag import TagHead
 from danlu.models.rehead import with_head
-from danlu.train.stages.tag import TaggerConfig, score, train
+from danlu.train.stages.tag import TaggerConfig, train
 from danlu.train.start import load_to_train
 from danlu.train.tagged import encode_rows, tags_of
 
 
-class Tag(RecipeStage[TaggerConfig]):
+class Tag(TrainingStage[TaggerConfig]):
     """The plugin."""
 
     config_type = TaggerConfig
     version = 1
-    kind = "model"
-    trains = True
     inputs: Mapping[str, str] = {
         "model": "the model folder to start from",
         "data": f"rows with tokens and tags, or text and spans: {DATA_HELP}",
@@ -39,12 +36,11 @@ class Tag(RecipeStage[TaggerConfig]):
         if not isinstance(head, TagHead) or head.config.labels != wanted.labels:
             model = with_head(model, wanted, seed=context.seed, source=source)
         encoded = {name: encode_rows(some, model, config.max_row_tokens) for name, some in rows.items() if some}
-        watched = encoded["validation"].items if "validation" in encoded else []
-        metrics = train(model, encoded["train"].items, watched, config, training.job)
-        changes = save_tuned(model, config, context.output)
-        test = {"test": score(model, encoded["test"].items)} if "test" in encoded else {}
+        watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
+        metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested)
+        changes = save_tuned(model, config, context.output, training.job.world)
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **test, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
 
 
 plugin = Tag()

@@ -9,10 +9,10 @@ Rows and labels are those of train/labelled.py, heads those of models/rehead.py;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ from danlu.models.model import Model
 from danlu.models.pair import read_images
 from danlu.models.pooling import Pooling
 from danlu.train.batches import RowBatches
+from danlu.train.decision import best_lean
 from danlu.train.labelled import Labelled, balanced_weights, classify_head
 from danlu.train.measures import label_scores, rank_correlation, set_scores
 from danlu.train.method import prepare, rates
 from danlu.train.run import Summed, TrainingRun
-from danlu.train.settings import Job, RunConfig
+from danlu.train.settings import Job, RunConfig, Usual
+from danlu.train.sharded import like, mine
 from danlu.train.texts import TuningOptim, read_rows, training_head
 
 
@@ -37,8 +39,8 @@ from danlu.train.texts import TuningOptim, read_rows, training_head
 class ClassifierConfig(RunConfig):
     """Fine-tune a model to tell labels."""
 
-    epochs: float | None = 3.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=3.0, full_rate=2e-5, adapter_rate=2e-4)
+
     rows_per_step: int = 16
     """Rows in a batch."""
     max_row_tokens: int | None = None
@@ -51,6 +53,8 @@ class ClassifierConfig(RunConfig):
     """balanced: rows of rare labels count more, so that every label counts the same."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all labels."""
+    decision: Literal["likeliest", "macro_f1"] = "likeliest"
+    """macro_f1: when done, the head's bias moves towards rare labels as far as suits the validation rows best."""
     optim: TuningOptim = field(default_factory=TuningOptim)
     """The optimiser."""
     max_validation_rows: int = 2000
@@ -72,15 +76,19 @@ def train(
     config: ClassifierConfig,
     job: Job,
     *,
+    test_rows: Sequence[Labelled] = (),
     images: ImageProcessor | None = None,
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns metrics. ``images`` prepares images for a model that reads them."""
+    """Train ``model`` in place; returns metrics. ``test_rows`` are scored at the end; ``images`` prepares images
+    for a model that reads them."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     labels, is_multi = classify_head(model).config.labels, classify_head(model).config.multi_label
     watched, smoothing = validation_rows[: config.max_validation_rows], config.label_smoothing
     weights = balanced_weights(train_rows, multi_label=is_multi) if config.class_weights == "balanced" else None
     parameters = prepare(model, training_head(config))
+    if config.decision == "macro_f1":
+        _check_decision(model, parameters, validation_rows)
     batches = RowBatches(
         train_rows,
         lambda item: item.num_tokens,
@@ -102,13 +110,17 @@ def train(
                 with step.validating():
                     found = score(model, watched, images)
                 step.report({f"validation_{name}": value for name, value in found.items() if name != "per_label"})
+        lean = {"lean": _lean(run, train_rows, watched, images)} if config.decision == "macro_f1" else {}
+        asked = {"validation": watched, "test": test_rows}
+        scores = {name: score(model, rows, images) for name, rows in asked.items() if rows}
     metrics = run.metrics()
     return {
         **metrics,
         "train_rows": len(train_rows),
         "labels": list(labels),
         "trainable_share": metrics["trainable_parameters"] / model.num_parameters(),
-        **({"validation": score(model, watched, images)} if watched else {}),
+        **lean,
+        **scores,
     }
 
 
@@ -148,14 +160,54 @@ def summed_loss(
     return binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=own, reduction="sum"), targets.numel()
 
 
+_BIAS = "head.linear.bias"
+
+
+def _check_decision(model: Model, parameters: Iterable[str], validation_rows: Sequence[Labelled]) -> None:
+    """Refuse what cannot end with a decision for macro-F1, before hours of training."""
+    head = classify_head(model)
+    if head.config.multi_label or head.linear.bias is None:
+        why = "several labels may hold at once" if head.config.multi_label else "this family's head has no bias"
+        raise TrainError(f"decision is macro_f1, but {why}.", "Leave decision out.")
+    if _BIAS not in parameters:
+        raise TrainError(
+            "decision is macro_f1, but the head does not train.", "Name it in parts, or leave decision out."
+        )
+    if not validation_rows:
+        raise TrainError("decision is macro_f1, but there are no validation rows.", "Give some, or leave it out.")
+
+
 @torch.no_grad()
+def _lean(
+    run: TrainingRun[Labelled],
+    train_rows: Sequence[Labelled],
+    watched: Sequence[Labelled],
+    images: ImageProcessor | None,
+) -> float:
+    """Move the head's bias as ``best_lean`` says; returns how far."""
+    shares = targets_of(train_rows).mean(dim=0).clamp(min=0.5 / len(train_rows))
+    lean = best_lean(
+        all_logits(run.model, watched, images).numpy(), targets_of(watched).argmax(-1).numpy(), shares.numpy()
+    )
+    bias = run.weights.masters[_BIAS]
+    bias -= like(lean * shares.log().to(mine(bias)), bias)
+    run.weights.round()
+    return lean
+
+
+@torch.no_grad()
+def all_logits(model: Model, items: Sequence[Labelled], images: ImageProcessor | None = None) -> Tensor:
+    """What the head says of any number of rows: (B, C) in fp32, on the CPU."""
+    logits = torch.empty(len(items), len(classify_head(model).config.labels))
+    for pack in packs([item.num_tokens for item in items], PACK_TOKENS if images is None else 32):
+        logits[pack] = logits_of(model, [items[i] for i in pack], images).float().cpu()
+    return logits
+
+
 def score(model: Model, items: Sequence[Labelled], images: ImageProcessor | None = None) -> dict[str, Any]:
     """Loss without weights and smoothing, and how many labels are right (train/measures); of scores Spearman's ρ."""
     head = classify_head(model)
-    logits = torch.empty(len(items), len(head.config.labels))
-    for pack in packs([item.num_tokens for item in items], PACK_TOKENS if images is None else 32):
-        logits[pack] = logits_of(model, [items[i] for i in pack], images).float().cpu()
-    targets = targets_of(items)
+    logits, targets = all_logits(model, items, images), targets_of(items)
     total, count = summed_loss(logits, targets, multi_label=head.config.multi_label)
     found: dict[str, Any] = {"loss": float(total) / count}
     if len(head.config.labels) == 1:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,18 @@ from danlu.train.losses.distil import DistilConfig, TopLogprobs, distil_loss, so
 from danlu.train.losses.tokens import by_rows, rows_at_a_time
 from danlu.train.matching import Matching
 from danlu.train.method import prepare, rates
-from danlu.train.optim import OptimConfig
-from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.run import Job, Summed, TrainingRun
+from danlu.train.samples import SampledConfig, Samples, asks_of_chats
+from danlu.train.settings import Usual
 from danlu.train.student import check_vocabulary
 from danlu.train.teacher import LiveTeacher, Teacher, keep_answers, read_states
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilOptim(OptimConfig):
-    """A rate for all weights of a student that knows something already."""
-
-    learning_rate: float = 3e-4
-    """Peak rate; an adapter wants about ten times that."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig(RunConfig):
+class DistillationConfig(SampledConfig):
     """Learn from a teacher."""
+
+    usual: ClassVar[Usual] = Usual(steps=100, full_rate=3e-4, adapter_rate=3e-3)
 
     loss: DistilConfig = field(default_factory=DistilConfig)
     """How far both are apart."""
@@ -61,8 +56,6 @@ class DistillationConfig(RunConfig):
     """Most tokens in a batch; rows are packed into it."""
     max_row_tokens: int = 512
     """Longer rows are left out and counted."""
-    optim: DistilOptim = field(default_factory=DistilOptim)
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +134,9 @@ def train(
             total, parts = total + config.hidden_weight * apart, {**parts, "hidden_distance": apart.detach()}
         return Summed(total, len(batch.targets), batch.num_tokens, parts)
 
-    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
+    samples = Samples(model, config, asks_of_chats(model, validation_rows))
+    tuned = rates(model.network, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()
@@ -149,6 +144,7 @@ def train(
                 with step.validating():
                     found = score(model, teacher, items, watched, config.loss)
                 step.report({f"validation_{name}": value for name, value in found.items()})
+        scores = {"validation": score(model, teacher, items, watched, config.loss)} if watched else {}
     if matching is not None:
         matching.remove()
     metrics = run.metrics()
@@ -157,7 +153,7 @@ def train(
         "train_rows": len(train_rows),
         "packing_fill": round(batches.fill, 4),
         "trainable_share": metrics["trainable_parameters"] / base_parameters,
-        **({"validation": score(model, teacher, items, watched, config.loss)} if watched else {}),
+        **scores,
     }
 
 

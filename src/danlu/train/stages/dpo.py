@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,24 +25,19 @@ from danlu.train.losses.completions import Completions, read_completions
 from danlu.train.losses.preference import kto_baseline
 from danlu.train.losses.tokens import row_means
 from danlu.train.method import prepare, rates
-from danlu.train.optim import OptimConfig
 from danlu.train.preferences import Judged, Pair
 from danlu.train.reference import reference_sums
-from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.run import Job, Summed, TrainingRun
+from danlu.train.samples import SampledConfig, Samples, asks_of_chats
+from danlu.train.settings import Usual
 from danlu.train.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceOptim(OptimConfig):
-    """A rate that moves a fine-tuned model a little."""
-
-    learning_rate: float = 5e-5
-    """Peak rate for an adapter; full fine-tuning wants about a tenth of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DpoConfig(RunConfig):
+class DpoConfig(SampledConfig):
     """Learn from compared answers; DPO unless another method is given."""
+
+    usual: ClassVar[Usual] = Usual(steps=100, full_rate=5e-6, adapter_rate=5e-5)
 
     dpo: Dpo | None = None
     """Direct preference optimisation and its settings."""
@@ -60,8 +55,6 @@ class DpoConfig(RunConfig):
     """Rows with a longer prompt and answer are left out and counted."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     """The adapter; null to train all weights."""
-    optim: PreferenceOptim = field(default_factory=PreferenceOptim)
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +92,9 @@ def train(
         rows_per_step=config.rows_per_step,
         micro_tokens=config.micro_tokens,
     )
-    run = TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config))
+    samples = Samples(model, config, asks_of_chats(model, (row.answers[0] for row in validation_rows)))
+    tuned = rates(model.network, config)
+    run = TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples)
     comparing = _Comparing(model, items, config.method, job)
     with run:
         for step in run.steps():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from danlu.train.measures import rank_correlation, rank_scores
 from danlu.train.method import prepare, rates
 from danlu.train.related import Related, embed_head, keys_of, places_of
 from danlu.train.run import Summed, TrainingRun
-from danlu.train.settings import Job, RunConfig
+from danlu.train.settings import Job, RunConfig, Usual
 from danlu.train.texts import TuningOptim, read_rows
 from danlu.train.whole_batch import WholeBatches, embed_in_parts
 
@@ -37,8 +37,8 @@ from danlu.train.whole_batch import WholeBatches, embed_in_parts
 class EmbedderConfig(RunConfig):
     """Fine-tune a model to embed texts."""
 
-    epochs: float | None = 1.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=1.0, full_rate=2e-5, adapter_rate=2e-4)
+
     rows_per_step: int = 32
     """Rows in a batch: every other row's texts are a row's negatives. ``micro_tokens`` saves memory, not negatives."""
     loss: Literal["contrastive", "cosent", "cosine"] = "contrastive"
@@ -81,9 +81,16 @@ class EmbedderConfig(RunConfig):
 
 
 def train(
-    model: Model, train_rows: Sequence[Related], validation_rows: Sequence[Related], config: EmbedderConfig, job: Job
+    model: Model,
+    train_rows: Sequence[Related],
+    validation_rows: Sequence[Related],
+    config: EmbedderConfig,
+    job: Job,
+    *,
+    test_rows: Sequence[Related] = (),
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns metrics. Raises ConfigError for sizes that vectors do not have."""
+    """Train ``model`` in place; returns metrics. ``test_rows`` are scored at the end. Raises ConfigError for sizes that
+    vectors do not have."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     watched = validation_rows[: config.max_validation_rows]
@@ -106,12 +113,14 @@ def train(
                 with step.validating():
                     found = score(model, watched, config)
                 step.report({f"validation_{name}": value for name, value in found.items()})
+        asked = {"validation": watched, "test": test_rows}
+        scores = {name: score(model, rows, config) for name, rows in asked.items() if rows}
     metrics = run.metrics()
     return {
         **metrics,
         "train_rows": len(train_rows),
         "trainable_share": metrics["trainable_parameters"] / model.num_parameters(),
-        **({"validation": score(model, watched, config)} if watched else {}),
+        **scores,
     }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,23 +25,18 @@ from danlu.train.lora import LoraConfig
 from danlu.train.losses.completions import read_completions
 from danlu.train.losses.policy import Baseline, PolicyConfig, Scale, advantages, policy_loss, reduce
 from danlu.train.method import prepare, rates
-from danlu.train.optim import OptimConfig
 from danlu.train.rewards import Reward, RewardConfig, weighted
 from danlu.train.rollout import Asked, Rollout, Try, TryBatches, Trying, describe, write_answers
-from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.run import Job, Summed, TrainingRun
+from danlu.train.samples import Ask, SampledConfig, Samples
+from danlu.train.settings import Usual
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyOptim(OptimConfig):
-    """A rate that moves a policy carefully."""
-
-    learning_rate: float = 5e-5
-    """Peak rate for an adapter; full fine-tuning wants about a tenth of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoConfig(RunConfig):
+class GrpoConfig(SampledConfig):
     """Learn from the rewards of tried answers."""
+
+    usual: ClassVar[Usual] = Usual(steps=100, full_rate=5e-6, adapter_rate=5e-5)
 
     rewards: tuple[RewardConfig, ...] = ()
     """Rules that value answers; their weighted values are added."""
@@ -65,8 +60,6 @@ class GrpoConfig(RunConfig):
     """How far an answer moves the policy."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     """The adapter; null to train all weights."""
-    optim: PolicyOptim = field(default_factory=PolicyOptim)
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +120,9 @@ def train(
     def loss_of(items: Sequence[tuple[Try, float]]) -> Summed:
         return _loss(model, items, config)
 
-    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
+    samples = Samples(model, config, (Ask(one.ids) for one in watched))
+    tuned = rates(model.network, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples) as run:
         for step in run.steps():
             groups = trying.at((step.number - 1) // config.updates_per_rollout)
             batches.items = _compared(groups, config)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from danlu.train.losses.contrastive import nce_of_logits, sigmoid_of_logits
 from danlu.train.measures import rank_scores
 from danlu.train.method import prepare, rates
 from danlu.train.run import Summed, TrainingRun
-from danlu.train.settings import Job, RunConfig
+from danlu.train.settings import Job, RunConfig, Usual
 from danlu.train.texts import TuningOptim, training_head
 from danlu.train.whole_batch import WholeBatches, embed_in_parts
 
@@ -41,13 +41,13 @@ VALIDATION_TOKENS = 8192
 class PairTrainConfig(RunConfig):
     """Fine-tune a model of images and texts."""
 
-    epochs: float | None = 3.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=3.0, full_rate=1e-5, adapter_rate=1e-4)
+
     rows_per_step: int = 32
     """Rows in a batch: every other row is a row's negatives. ``micro_tokens`` saves memory, not negatives."""
     max_row_tokens: int | None = None
     """Longer texts lose their end, and are counted; null for all that the model reads."""
-    optim: TuningOptim = field(default_factory=lambda: TuningOptim(learning_rate=1e-5))
+    optim: TuningOptim = field(default_factory=TuningOptim)
     """The optimiser."""
     max_validation_rows: int = 1000
     """Validation rows used."""
@@ -67,9 +67,11 @@ def train(
     config: PairTrainConfig,
     job: Job,
     *,
+    test_rows: Sequence[Captioned] = (),
     images: ImageProcessor,
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns metrics. ``images`` prepares the model's images."""
+    """Train ``model`` in place; returns metrics. ``test_rows`` are scored at the end; ``images`` prepares the model's
+    images."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     watched = validation_rows[: config.max_validation_rows]
@@ -90,12 +92,14 @@ def train(
                 with step.validating():
                     found = score(model, watched, config, images)
                 step.report({f"validation_{name}": value for name, value in found.items()})
+        asked = {"validation": watched, "test": test_rows}
+        scores = {name: score(model, rows, config, images) for name, rows in asked.items() if rows}
     metrics = run.metrics()
     return {
         **metrics,
         "train_rows": len(train_rows),
         "trainable_share": metrics["trainable_parameters"] / model.num_parameters(),
-        **({"validation": score(model, watched, config, images)} if watched else {}),
+        **scores,
     }
 
 

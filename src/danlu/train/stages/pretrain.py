@@ -7,9 +7,9 @@ its data. Documents of a sequence do not see each other unless they are joined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,12 +24,19 @@ from danlu.train.objectives.choose import Chosen, Objective, choose
 from danlu.train.objectives.denoise import DenoiseConfig
 from danlu.train.objectives.masked import MaskedConfig
 from danlu.train.objectives.spans import SpansConfig
-from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.run import Job, Summed, TrainingRun
+from danlu.train.samples import Ask, SampledConfig, Samples
+from danlu.train.settings import Usual
+
+_BEGUN = 12
+"""Tokens of a document that a sample goes on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(SampledConfig):
     """Learn a language from text alone. Without masked, spans or denoise: tell the next token."""
+
+    usual: ClassVar[Usual] = Usual(steps=100, full_rate=2e-3, adapter_rate=2e-3)
 
     sequence_length: int = 256
     """Most tokens of a row; an encoder-decoder's source has as many."""
@@ -87,7 +94,9 @@ def pretrain(
         return summed_loss(model.network, join(parts), z_weight=config.z_loss)
 
     parameters = prepare(model, config)
-    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
+    samples = watched.samples(model, config)
+    tuned = rates(model.network, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()
@@ -129,6 +138,19 @@ class _Watched:
             return {}
         found = self._found(None)
         return {f"held_out_{name.removeprefix('validation_')}": value for name, value in found.items()}
+
+    def samples(self, model: Model, config: PretrainConfig) -> Samples | None:
+        """Documents that the model goes on with, a few tokens given; None where it is not asked for the next token."""
+        return Samples(model, config, self._begun(model, config), is_plain=True) if self._is_plain else None
+
+    def _begun(self, model: Model, config: PretrainConfig) -> Iterator[Ask]:
+        if not self.is_there or self._shards is None:
+            return
+        first = [] if self._chosen.separator is None else [self._chosen.separator]
+        for number in range(self._shards.num_documents):
+            ids = self._shards.document(number)[: _BEGUN + config.sample_tokens].tolist()
+            if len(ids) > _BEGUN:
+                yield Ask([*first, *ids[:_BEGUN]], model.chat.tokenizer.decode(ids[_BEGUN:]))
 
     def _found(self, most: int | None) -> dict[str, float]:
         assert self._shards is not None

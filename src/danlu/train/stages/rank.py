@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,13 @@ from danlu.train.method import prepare
 from danlu.train.optim import OptimConfig
 from danlu.train.ranking import ranking_scores, ranks
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.settings import Usual
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecommenderOptim(OptimConfig):
-    """A rate for small models that begin with nothing."""
+    """Weights that begin with nothing may be drawn back to it."""
 
-    learning_rate: float = 2e-3
-    """Peak rate."""
     weight_decay: float = 0.1
     """Decoupled weight decay, of matrices only: no biases, norms or embeddings."""
 
@@ -47,6 +46,8 @@ class RecommenderOptim(OptimConfig):
 @dataclass(frozen=True, kw_only=True)
 class RecommenderConfig(RunConfig):
     """Train a recommender from nothing."""
+
+    usual: ClassVar[Usual] = Usual(epochs=25.0, full_rate=2e-3, adapter_rate=2e-3)
 
     width: int = 64
     """Size of the residual stream, and of an item's vector."""
@@ -64,8 +65,6 @@ class RecommenderConfig(RunConfig):
     """Items drawn for each micro-batch instead of a softmax over all: for more than about 100,000 items."""
     negative_power: float = 0.5
     """They are drawn by their number of events to this power: 0 all alike, 1 as they come."""
-    epochs: float | None = 25.0
-    """How many times every row is seen; null to count steps instead."""
     rows_per_step: int = 64
     """Rows in a batch."""
     optim: RecommenderOptim = field(default_factory=RecommenderOptim)
@@ -115,8 +114,11 @@ def train(
     validation_rows: Sequence[Case],
     config: RecommenderConfig,
     job: Job,
+    *,
+    test_rows: Sequence[Case] = (),
 ) -> dict[str, Any]:
-    """Train ``model`` in place on rows of item ids, oldest first; returns metrics."""
+    """Train ``model`` in place on rows of item ids, oldest first; returns metrics. ``test_rows`` are scored at the
+    end."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     watched = validation_rows[: config.max_validation_rows]
@@ -141,7 +143,8 @@ def train(
                 with step.validating():
                     found = ranking_scores(*ranks(model, watched))
                 step.report({f"validation_{name}": value for name, value in found.items()})
-    return {**run.metrics(), "train_rows": len(train_rows)}
+        scores = {"test": ranking_scores(*ranks(model, test_rows))} if test_rows else {}
+    return {**run.metrics(), "train_rows": len(train_rows), **scores}
 
 
 def summed_loss(

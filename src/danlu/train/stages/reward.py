@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from danlu.train.batches import RowBatches
 from danlu.train.lora import LoraConfig
 from danlu.train.losses.preference import preference_parts, reward_loss
 from danlu.train.method import prepare, rates
-from danlu.train.optim import OptimConfig
 from danlu.train.rewards import rewards_of, scored_row
 from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.settings import Usual
 from danlu.train.texts import Encoded, limit_of, training_head
 
 
@@ -47,19 +47,11 @@ class Ranked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardOptim(OptimConfig):
-    """A rate at which a new head learns."""
-
-    learning_rate: float = 1e-4
-    """Peak rate for an adapter and the head; full fine-tuning wants about a tenth of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RewardModelConfig(RunConfig):
     """Learn which of two answers is better."""
 
-    epochs: float | None = 1.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=1.0, full_rate=1e-5, adapter_rate=1e-4)
+
     rows_per_step: int = 8
     """Pairs in a batch."""
     max_row_tokens: int = 512
@@ -70,8 +62,6 @@ class RewardModelConfig(RunConfig):
     """Which tokens are read; null for what the family does."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     """The adapter, the head always with it; null to train all weights."""
-    optim: RewardOptim = field(default_factory=RewardOptim)
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +76,9 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], model: Model, max_row_tokens:
     """Rows as ids. Left out: equal answers (``same``), and conversations that are too long (``too_long``)."""
     encoded, limit = Encoded[Ranked](), limit_of(model, max_row_tokens)
     for row in rows:
-        chosen, rejected = (scored_row(model, row, key, limit) for key in ("chosen", "rejected"))
+        (chosen, is_cut), (rejected, is_other_cut) = (
+            scored_row(model, row, key, limit) for key in ("chosen", "rejected")
+        )
         margin = row.get("margin") or 0.0
         if not isinstance(margin, int | float):
             raise DataError(f"A row has the margin {margin!r:.80}.", "A margin is a number.")
@@ -95,6 +87,7 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], model: Model, max_row_tokens:
         elif max(len(chosen[0]), len(rejected[0])) > limit:
             encoded.left_out["too_long"] += 1
         else:
+            encoded.truncated += is_cut or is_other_cut
             encoded.items.append(Ranked(chosen, rejected, float(margin)))
     return encoded.refuse_none("a prompt and two different answers, chosen and rejected, within max_row_tokens")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -24,7 +24,8 @@ from danlu.models.model import Model
 from danlu.train.batches import RowBatches
 from danlu.train.method import prepare, rates
 from danlu.train.run import Summed, TrainingRun
-from danlu.train.settings import Job, RunConfig
+from danlu.train.samples import Ask, SampledConfig, Samples
+from danlu.train.settings import Job, Usual
 from danlu.train.source_target import SourceTarget, encoder_decoder
 from danlu.train.texts import TuningOptim
 
@@ -33,11 +34,11 @@ Compare = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2SeqConfig(RunConfig):
+class Seq2SeqConfig(SampledConfig):
     """Fine-tune an encoder-decoder."""
 
-    epochs: float | None = 3.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=3.0, full_rate=5e-5, adapter_rate=5e-4)
+
     tokens_per_step: int = 2048
     """Most tokens of sources and targets in a batch; rows are packed into it."""
     max_source_tokens: int | None = None
@@ -54,7 +55,7 @@ class Seq2SeqConfig(RunConfig):
     """Validation rows that the model writes targets for; 0 for none."""
     num_beams: int = 4
     """Beams it writes with."""
-    optim: TuningOptim = field(default_factory=lambda: TuningOptim(learning_rate=5e-5))
+    optim: TuningOptim = field(default_factory=TuningOptim)
     """The optimiser."""
     max_validation_rows: int = 500
     """Validation rows used for the loss."""
@@ -92,9 +93,11 @@ def train(
     config: Seq2SeqConfig,
     job: Job,
     *,
+    test_rows: Sequence[SourceTarget] = (),
     compare: Compare | None = None,
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns metrics. ``compare`` scores what it writes for validation rows."""
+    """Train ``model`` in place; returns metrics. ``test_rows`` are scored at the end; ``compare`` scores what it writes
+    for validation and test rows."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     watched = validation_rows[: config.max_validation_rows]
@@ -110,7 +113,9 @@ def train(
     def loss_of(items: Sequence[SourceTarget]) -> Summed:
         return summed_loss(model, items, config.label_smoothing)
 
-    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
+    samples = Samples(model, config, (Ask(row.source, row.text) for row in watched), prefix=config.source_prefix)
+    tuned = rates(model.network, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()
@@ -118,13 +123,15 @@ def train(
                 with step.validating():
                     found = score(model, watched, config, compare)
                 step.report({f"validation_{name}": value for name, value in found.items()})
+        asked = {"validation": watched, "test": test_rows}
+        scores = {name: score(model, rows, config, compare) for name, rows in asked.items() if rows}
     metrics = run.metrics()
     return {
         **metrics,
         "train_rows": len(train_rows),
         "packing_fill": round(batches.fill, 4),
         "trainable_share": metrics["trainable_parameters"] / model.num_parameters(),
-        **({"validation": score(model, watched, config, compare)} if watched else {}),
+        **scores,
     }
 
 

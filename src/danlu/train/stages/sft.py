@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,12 +16,16 @@ from danlu.train.batches import RowBatches
 from danlu.train.lora import LoraConfig
 from danlu.train.loss import PackedBatch, collate, summed_loss
 from danlu.train.method import prepare, rates
-from danlu.train.run import Job, RunConfig, Summed, TrainingRun
+from danlu.train.run import Job, Summed, TrainingRun
+from danlu.train.samples import SampledConfig, Samples, asks_of_chats
+from danlu.train.settings import Usual
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(RunConfig):
+class SftConfig(SampledConfig):
     """Fine-tune on conversations with LoRA."""
+
+    usual: ClassVar[Usual] = Usual(steps=100, full_rate=1e-4, adapter_rate=2e-3)
 
     tokens_per_step: int = 1024
     """Most tokens in a batch; rows are packed into it."""
@@ -104,7 +108,9 @@ def finetune(
         batch = collate(rows)
         return Summed(summed_loss(model.network, batch), batch.targets.shape[0], batch.num_tokens)
 
-    with TrainingRun(model, parameters, config, batches, job, rates=rates(model.network, config)) as run:
+    samples = Samples(model, config, asks_of_chats(model, validation))
+    tuned = rates(model.network, config)
+    with TrainingRun(model, parameters, config, batches, job, rates=tuned, samples=samples) as run:
         for step in run.steps():
             step.accumulate(loss_of)
             step.update()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from danlu.train.batches import RowBatches
 from danlu.train.measures import entity_scores
 from danlu.train.method import prepare, rates
 from danlu.train.run import Summed, TrainingRun
-from danlu.train.settings import Job, RunConfig
+from danlu.train.settings import Job, RunConfig, Usual
 from danlu.train.tagged import Tagged, tag_head
 from danlu.train.texts import TuningOptim, read_rows, training_head
 
@@ -33,8 +33,8 @@ from danlu.train.texts import TuningOptim, read_rows, training_head
 class TaggerConfig(RunConfig):
     """Fine-tune a model to tag words."""
 
-    epochs: float | None = 3.0
-    """How many times every row is seen; null to count steps instead."""
+    usual: ClassVar[Usual] = Usual(epochs=3.0, full_rate=2e-5, adapter_rate=2e-4)
+
     rows_per_step: int = 16
     """Rows in a batch."""
     max_row_tokens: int | None = None
@@ -58,9 +58,15 @@ class TaggerConfig(RunConfig):
 
 
 def train(
-    model: Model, train_rows: Sequence[Tagged], validation_rows: Sequence[Tagged], config: TaggerConfig, job: Job
+    model: Model,
+    train_rows: Sequence[Tagged],
+    validation_rows: Sequence[Tagged],
+    config: TaggerConfig,
+    job: Job,
+    *,
+    test_rows: Sequence[Tagged] = (),
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns metrics."""
+    """Train ``model`` in place; returns metrics. ``test_rows`` are scored at the end."""
     assert train_rows, "train needs at least one row"
     torch.manual_seed(job.seed)  # pyright: ignore[reportUnknownMemberType]
     labels, watched = tag_head(model).config.labels, validation_rows[: config.max_validation_rows]
@@ -86,13 +92,15 @@ def train(
                 with step.validating():
                     found = score(model, watched)
                 step.report({f"validation_{name}": value for name, value in found.items() if name != "per_label"})
+        asked = {"validation": watched, "test": test_rows}
+        scores = {name: score(model, rows) for name, rows in asked.items() if rows}
     metrics = run.metrics()
     return {
         **metrics,
         "train_rows": len(train_rows),
         "labels": list(labels),
         "trainable_share": metrics["trainable_parameters"] / model.num_parameters(),
-        **({"validation": score(model, watched)} if watched else {}),
+        **scores,
     }
 
 
