@@ -60,9 +60,9 @@ def fetch_model(text: str) -> Path:
             "Check the spelling; for a private model, `hf auth login` first.",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        first = str(error).strip().partition("\n")[0][:200]
+        first = str(error).strip().partition("\n")[0][:200].rstrip(".")
         raise FetchError(
-            f"{name} is not (wholly) in the cache of the Hugging Face hub, which cannot be reached now: {first}",
+            f"{name} is not (wholly) in the cache of the Hugging Face hub, which cannot be reached now: {first}.",
             "Go online once (HF_HUB_OFFLINE=0), or give a folder of the model.",
         ) from error
     return Path(folder)

@@ -29,6 +29,7 @@ from danlu.models.rehead import NewClassifier, NewScorer, with_head
 from danlu.models.save import save_model
 from danlu.train.labelled import Labelled, balanced_weights, encode_rows, labels_of
 from danlu.train.lora import LoraConfig
+from danlu.train.method import PartsConfig
 from danlu.train.settings import Job
 from danlu.train.stages.classify import ClassifierConfig, logits_of, score, summed_loss, targets_of, train
 from danlu.train.texts import TuningOptim
@@ -203,6 +204,9 @@ def test_a_decision_for_macro_f1_needs_validation_rows_and_one_label_a_row(body:
     items = encode_rows(ROWS, model).items
     with pytest.raises(TrainError, match=r"decision is macro_f1, but there are no validation rows\. Give some, or"):
         train(model, items, [], config, job(tmp_path))
+    still = dataclasses.replace(config, parts=PartsConfig(train=("stack.blocks.1",)))
+    with pytest.raises(TrainError, match=r"decision is macro_f1, but the head does not train\. Name it in parts, or"):
+        train(model, items, items, still, job(tmp_path))
     several = with_head(fresh(body), NewClassifier(labels=("cat", "dog"), multi_label=True), source=body)
     items = encode_rows([{"text": "cat met dog", "label": ["cat", "dog"]}], several).items
     with pytest.raises(TrainError, match=r"decision is macro_f1, but several labels may hold at once\. Leave decision"):
