@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from measure import ROOT, refuse_when_busy, write_result
+from measure import RESULTS, ROOT, refuse_when_busy, write_result
 from train_jobs import (
     FOLDER,
     OUR_RECIPE,
@@ -59,12 +59,30 @@ def main() -> int:
         print(f"{name:<28} {ratio:6.2f}")
     if not (options.quick or options.wanted):  # with --anyway too: the load before is part of the result
         plain = json.loads(json.dumps(runs, default=str).replace(f"{ROOT}/", ""))  # settings name paths
-        print(write_result("train", load, {"peers": versions(), "tracks": options.only, **plain}, ratios, ()))
+        for case in plain.values():
+            case["load_before"] = round(load, 2)
+        runs, ratios = with_earlier(plain, ratios)
+        print(write_result("train", load, {"peers": versions(), **runs}, ratios | over_cases(ratios), ()))
     else:
         path = FOLDER / "partial.json"
         path.write_text(json.dumps({"ratios": ratios, "runs": runs}, indent=2, default=str), encoding="utf-8")
         print(path)
     return 0
+
+
+def with_earlier(runs: dict[str, Any], ratios: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    """These and, of cases that were not run now, what the result file tells."""
+    path = RESULTS / "train.json"
+    if not path.is_file():
+        return runs, ratios
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: run for name, run in earlier["runs"].items() if name != "peers" and name not in runs}
+    told = {name: ratio for name, ratio in earlier["ratios"].items() if name.startswith(tuple(map(_ratio_of, kept)))}
+    return kept | runs, told | ratios
+
+
+def _ratio_of(case: str) -> str:
+    return "time_to_bpb" if case == "recipe" else f"{case}_"
 
 
 def systems(track: str, options: Options) -> tuple[dict[str, Any], dict[str, float]]:
@@ -190,7 +208,7 @@ def time_to(curve: list[tuple[float, float]], target: float) -> float | None:
 
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TRACKS), help="tracks to run; the result says which")
+    parser.add_argument("--only", default=",".join(TRACKS), help="tracks to run; the result keeps its others")
     parser.add_argument("--quick", action="store_true", help="few steps, one round, no recipes: minutes")
     parser.add_argument("--fresh", action="store_true", help="forget finished runs")
     parser.add_argument("--rounds", type=int, help="runs of each system")

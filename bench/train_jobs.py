@@ -213,10 +213,10 @@ def peer_recipes() -> dict[str, dict[str, Any]]:
 
 
 OUR_RECIPE: dict[str, Any] = {
-    "steps": 300, "track": "recipe", "learning_rate": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0,
+    "steps": 240, "track": "recipe", "learning_rate": 4e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0,
     "run": {
         "sequence_length": 256, "tokens_per_step": 4096, "documents": "joined",
-        "optim": {"schedule": "linear", "warmup_steps": 20, "final_share": 0.0},
+        "optim": {"name": "muon", "schedule": "linear", "warmup_steps": 10, "final_share": 0.0},
     },
 }  # fmt: skip
 """Free choice of method: ``run`` has keys of PretrainConfig."""
