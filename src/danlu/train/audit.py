@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
-from danlu.train.findings import MOST_LEFT_OUT, WARN_LEFT_OUT, Finding, key_of, leaked, repeated, too_long
+from danlu.train.findings import MOST_LEFT_OUT, WARN_LEFT_OUT, Finding, key_of, leaked, lost, repeated, too_long
 
 MOST_CONTRADICTED = 0.1
 """A run is refused when more rows than this stand there with two different labels."""
@@ -55,26 +55,21 @@ def audit_labels(
 
 
 def _truncated(share: float) -> Finding | None:
-    if share <= WARN_LEFT_OUT:
-        return None
-    return Finding(
-        code="truncated",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the texts are longer than max_row_tokens and lose their end.",
-        hint="Raise max_row_tokens, or a model with a longer context.",
+    return lost(
+        "truncated",
+        share,
+        f"{share:.0%} of the texts are longer than max_row_tokens and lose their end.",
+        "Raise max_row_tokens, or a model with a longer context.",
+        quiet=WARN_LEFT_OUT,
     )
 
 
 def _without_answer(share: float) -> Finding | None:
-    if not share:
-        return None
-    return Finding(
-        code="no_answer",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.1%} of the rows have no token to learn: no assistant message, or an empty one.",
-        hint="Give every conversation an answer.",
+    return lost(
+        "no_answer",
+        share,
+        f"{share:.1%} of the rows have no token to learn: no assistant message, or an empty one.",
+        "Give every conversation an answer.",
     )
 
 

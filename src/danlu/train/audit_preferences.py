@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from danlu.train.findings import MOST_LEAKED, MOST_LEFT_OUT, WARN_LEFT_OUT, Finding, key_of, leaked, repeated, too_long
+from danlu.train.findings import (
+    MOST_LEAKED,
+    MOST_LEFT_OUT,
+    WARN_LEFT_OUT,
+    Finding,
+    key_of,
+    leaked,
+    lost,
+    repeated,
+    too_long,
+)
 from danlu.train.preferences import asked_and_answered, judgements
 
 _MOST_EMPTY = 0.1
@@ -92,38 +102,30 @@ def _key(*texts: str) -> str:
 
 
 def _cut(share: float) -> Finding | None:
-    if share <= WARN_LEFT_OUT:
-        return None
-    return Finding(
-        code="truncated",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the rows are longer than max_row_tokens and lose the end of an answer.",
-        hint="Raise max_row_tokens, or use a model with a longer context.",
+    return lost(
+        "truncated",
+        share,
+        f"{share:.0%} of the rows are longer than max_row_tokens and lose the end of an answer.",
+        "Raise max_row_tokens, or use a model with a longer context.",
+        quiet=WARN_LEFT_OUT,
     )
 
 
 def _equal(share: float) -> Finding | None:
-    if not share:
-        return None
-    return Finding(
-        code="same",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"In {share:.1%} of the rows chosen and rejected are equal; they are left out.",
-        hint="Leave them out yourself, or look at how the pairs were made.",
+    return lost(
+        "same",
+        share,
+        f"In {share:.1%} of the rows chosen and rejected are equal; they are left out.",
+        "Leave them out yourself, or look at how the pairs were made.",
     )
 
 
 def _nothing_to_learn(share: float) -> Finding | None:
-    if not share:
-        return None
-    return Finding(
-        code="no_answer",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.1%} of the rows have no token to learn: every one is masked by the chat template.",
-        hint="Check the chat template, and that answers are the assistant's.",
+    return lost(
+        "no_answer",
+        share,
+        f"{share:.1%} of the rows have no token to learn: every one is masked by the chat template.",
+        "Check the chat template, and that answers are the assistant's.",
     )
 
 

@@ -58,16 +58,21 @@ def report(findings: Sequence[Finding], strictness: Strictness, events: Events) 
     return [{"code": f.code, "share": round(f.share, 4), "message": f.message} for f in findings]
 
 
+def lost(code: str, share: float, message: str, hint: str, *, quiet: float = 0.0) -> Finding | None:
+    """Rows that are left out or cut: no word up to ``quiet`` of them, and no run above ``MOST_LEFT_OUT``."""
+    if share <= quiet:
+        return None
+    return Finding(code=code, refuses=share > MOST_LEFT_OUT, share=share, message=message, hint=hint)
+
+
 def too_long(share: float, limit: str = "max_row_tokens") -> Finding | None:
     """Rows longer than ``limit`` allows, which are not trained on."""
-    if share <= WARN_LEFT_OUT:
-        return None
-    return Finding(
-        code="too_long",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the rows are longer than {limit} and would be left out.",
-        hint=f"Raise {limit}, or split long conversations.",
+    return lost(
+        "too_long",
+        share,
+        f"{share:.0%} of the rows are longer than {limit} and would be left out.",
+        f"Raise {limit}, or split long conversations.",
+        quiet=WARN_LEFT_OUT,
     )
 
 
