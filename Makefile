@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train bench-energy bench-pretrain-recipes bench-sentiment docs lock clean
+.PHONY: help setup clients quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train bench-serve bench-soak bench-energy bench-pretrain-recipes bench-sentiment docs lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,10 @@ setup: ## make .venv with the locked dependencies (does nothing when it is curre
 quickstart: setup ## the main job: raw reviews in, a tuned, int8, served model out (ARGS=--no-serve to end instead)
 	$(BIN)/danlu run recipes/product_copy.yaml $(ARGS)
 
-test: setup ## every test (ARGS="-k words" to choose)
+clients: setup ## make the environments of other people's clients that the tests run (nothing when they are current)
+	@$(BIN)/python scripts/set_up_clients.py
+
+test: setup clients ## every test (ARGS="-k words" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types test ## lint, types and tests: what CI runs
@@ -51,6 +54,12 @@ bench-linear-attention: setup ## time recurrent layers against softmax attention
 bench-train: setup ## training against HF Trainer, PEFT, TRL and litgpt; writes bench/results/train.json (ARGS=--quick)
 	$(BIN)/python bench/train.py $(ARGS)
 
+bench-serve: setup ## the engine against llama.cpp, transformers and others; writes bench/results/serve.json
+	$(BIN)/python bench/serve.py $(ARGS)
+
+bench-soak: setup ## serve a mixed load for long and watch memory; writes bench/results/soak.json (ARGS="--minutes 30")
+	$(BIN)/python bench/soak.py $(ARGS)
+
 bench-pretrain-recipes: setup ## run the pre-training recipes whole, beside xz and n-grams (ARGS="--only=en")
 	$(BIN)/python bench/pretrain_recipes.py $(ARGS)
 
@@ -61,7 +70,7 @@ bench-energy: setup ## our energy figure beside codecarbon's; writes bench/resul
 	$(BIN)/python bench/energy.py $(ARGS)
 
 docs: setup ## write the measured numbers of bench/results into the READMEs and docs
-	$(BIN)/python scripts/docs_numbers.py
+	$(BIN)/python -m scripts.docs_numbers
 
 lock: setup ## write constraints.txt from what .venv holds (CONTRIBUTING.md says when)
 	$(BIN)/python scripts/lock.py

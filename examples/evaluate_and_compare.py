@@ -12,8 +12,6 @@ from danlu.core.events import Events
 from danlu.core.files import read_jsonl
 from danlu.evaluate.compare import compare
 from danlu.evaluate.run import EvaluateConfig, evaluate
-from danlu.models.load import load_model
-from danlu.serve.engine.engine import Engine
 
 
 def main(name: str, rows: str, out: str) -> None:
@@ -21,7 +19,7 @@ def main(name: str, rows: str, out: str) -> None:
     print(f"size ratio {quantize(plain, small, QuantizeConfig())['size_ratio']:.3f}")
     config = EvaluateConfig(max_items=50, max_tokens=48)
     for label, folder in (("plain", plain), ("small", small)):
-        with Engine(load_model(folder)) as engine:
+        with danlu.engine(folder) as engine:
             scores = evaluate(engine, read_jsonl(Path(rows)), config, Path(out) / label, Events())
         print(f"{label}: BLEU-4 {scores['bleu4']['value']:.2f}, {scores['items_per_s']:.1f} items/s")
     for metric, found in compare(Path(out) / "plain", Path(out) / "small").items():

@@ -10,14 +10,12 @@ import threading
 import danlu
 from danlu.client import Client, RemoteModel
 from danlu.core.records import GenerateOptions, Message
-from danlu.models.load import load_model
-from danlu.serve.engine.engine import Engine
 from danlu.serve.http.config import HttpConfig
 from danlu.serve.http.server import Server, reserve_port
 
 
 def main(name: str = "product-copy") -> None:
-    engine = Engine(load_model(danlu.locate(name)), "my-model")
+    engine = danlu.engine({"my-model": name})
     urls: queue.SimpleQueue[str] = queue.SimpleQueue()
     server = Server(engine, HttpConfig(), urls.put)
     thread = threading.Thread(target=server.run_on, args=(reserve_port("127.0.0.1", 0),))

@@ -15,178 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.docs_words import CHINESE, ENGLISH
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- numbers:([a-z-]+) -->\n).*?(<!-- /numbers -->)", re.DOTALL)
 MODELS = ("base", "tuned", "int8")
 METRICS = ("bleu4", "chrf", "coverage", "invention")
-
-ENGLISH = {
-    "missing": "Not measured yet.",
-    "head": "held-out products | base | fine-tuned | fine-tuned, int8",
-    "bleu4": "BLEU-4",
-    "chrf": "chrF",
-    "coverage": "attributes mentioned",
-    "invention": "attributes invented",
-    "items_per_s": "items/s",
-    "size_bytes": "weights",
-    "interval": "Brackets: 95 % bootstrap interval. Fine-tuned against base, paired: p {p_bleu4} (BLEU-4), "
-    "p {p_coverage} (attributes mentioned).",
-    "data": "{rows_in} reviews in, {rows_kept} kept; dropped: {dropped}.",
-    "train": "Trained {trainable_share} of the parameters at {train_tokens_per_s} tokens/s.",
-    "serve": "int8 has {size_ratio} of the fp32 size. Batched, the fine-tuned model gives {speedup}× the items/s of "
-    "`transformers` called one prompt at a time on the same weights.",
-    "cost": "{minutes} min in all ({seconds}), peak memory {peak_rss}.",
-    "machine": "Measured on {cpu}, {num_cores} cores; {versions}.",
-    "models_head": "on the same weights, times as fast as transformers | fp32 | bf16",
-    "llama_forward": "135M decoder, 512 tokens: forward",
-    "llama_step": "forward + backward",
-    "bert_forward": "BERT-base, 16 × 128 tokens: forward",
-    "bert_step": "forward + backward",
-    "bart_forward": "BART-base, 4 × (256 → 64) tokens: forward",
-    "bart_step": "forward + backward",
-    "vit_forward": "ViT-S, 8 images: forward",
-    "vit_step": "forward + backward",
-    "decode1": "135M decoder, one new token of one row",
-    "decode1_int8": "the same, ours in int8 against theirs in bf16",
-    "experts_head": "layer of experts, times as fast as transformers' loop | fp32 | bf16",
-    "moe_forward": "{shape}, 512 tokens: forward",
-    "moe_step": "forward + backward",
-    "moe_decode1": "one token",
-    "moe_decode8": "eight tokens",
-    "32of4": "32 experts, 4 used",
-    "64of8": "64 experts, 8 used",
-    "linear_head": "ms, forward | 1,024 tokens | 4,096 | 16,384 | 16,384 / 1,024",
-    "mamba2": "Mamba-2",
-    "deltanet": "Gated DeltaNet",
-    "attention": "softmax attention (danlu)",
-    "sdpa": "softmax attention (torch)",
-    "train_head": "{case} | tokens/s | times | held-out loss | peak memory",
-    "lora": "LoRA on SmolLM2-135M, 8 reviews a step",
-    "pretrain_5m": "pre-training, 5M Llama, 256 tokens a row",
-    "pretrain_15m": "pre-training, 15M Llama, 512 tokens a row",
-    "hf_default": "HF Trainer, as it comes (fp32)",
-    "hf_bf16": "HF Trainer, bf16",
-    "hf_bf16_flat": "HF Trainer, bf16, padding-free",
-    "hf_bf16_grouped": "HF Trainer, bf16, grouped by length",
-    "hf_bf16_compiled": "HF Trainer, bf16, compiled",
-    "trl_default": "TRL, as it comes",
-    "trl_flat": "TRL, padding-free",
-    "litgpt": "litgpt, as it comes",
-    "litgpt_whole_batch": "litgpt, whole batch at once",
-    "ours": "**danlu**",
-    "ours_fp32": "danlu, fp32",
-    "ours_checkpointing": "danlu, activations computed again",
-    "void": " (worse than the fp32 reference: not the same work)",
-    "pretrain_head": "from scratch on two cores",
-    "en": "English",
-    "zh": "Chinese",
-    "parameters": "weights",
-    "train_text": "training text",
-    "tokens_read": "tokens read",
-    "held_out_text": "held-out text",
-    "pretrained": "**bits per byte, our model**",
-    "xz": "xz",
-    "kneser_ney": "Kneser-Ney, {order} bytes",
-    "minutes": "minutes in all (of them training)",
-    "en_sample": "The English model goes on from *{prompt}*: {text}",
-    "zh_sample": "The Chinese model goes on from *{prompt}*: {text}",
-    "sentiment_head": "test rows | TF-IDF and logistic regression | danlu",
-    "sentiment_zh": "Chinese, two labels: accuracy",
-    "sentiment_en": "English, three labels: macro-F1",
-    "energy_head": "codecarbon counts | danlu, Wh | its processor | its memory | its sum | danlu / codecarbon",
-    "energy_process": "this process",
-    "energy_machine": "the whole machine",
-    "energy_note": "Ours is {ours_method}, with {ours_watts_per_busy_core:g} W a busy core; codecarbon came to "
-    "{codecarbon_cpu_watts_per_busy_core:.1f} W a busy core and {codecarbon_ram_watts:g} W of memory for as long as "
-    "the job lasts. Load average before: {load:.1f}.",
-    "tokenizer_head": "characters a token, ours / Qwen3's (151,669 ids) | English | Chinese",
-    "same": "{size} ids, documents kept aside of the same sources",
-    "other": "{size} ids, sources never trained on",
-}
-CHINESE = {
-    "missing": "尚未测量。",
-    "head": "留出商品 | 基座模型 | 微调后 | 微调 + int8",
-    "bleu4": "BLEU-4",
-    "chrf": "chrF",
-    "coverage": "属性覆盖率",
-    "invention": "属性编造率",
-    "items_per_s": "条/秒",
-    "size_bytes": "权重体积",
-    "interval": "括号内为 95% 自助法置信区间。微调后与基座的配对检验：BLEU-4 的 p {p_bleu4}，"
-    "属性覆盖率的 p {p_coverage}。",
-    "data": "输入 {rows_in} 条评论，保留 {rows_kept} 条；剔除：{dropped}。",
-    "train": "只训练了 {trainable_share} 的参数，速度 {train_tokens_per_s} token/秒。",
-    "serve": "int8 体积是 fp32 的 {size_ratio}。同一份微调权重，批量生成的每秒条数是 `transformers` "
-    "逐条调用的 {speedup} 倍。",
-    "cost": "全程 {minutes} 分钟（{seconds}），内存峰值 {peak_rss}。",
-    "machine": "测量环境：{cpu}，{num_cores} 核；{versions}。",
-    "models_head": "同样的权重，速度是 transformers 的几倍 | fp32 | bf16",
-    "llama_forward": "1.35 亿参数解码器，512 个 token：前向",
-    "llama_step": "前向 + 反向",
-    "bert_forward": "BERT-base，16 × 128 个 token：前向",
-    "bert_step": "前向 + 反向",
-    "bart_forward": "BART-base，4 ×（256 → 64）个 token：前向",
-    "bart_step": "前向 + 反向",
-    "vit_forward": "ViT-S，8 张图片：前向",
-    "vit_step": "前向 + 反向",
-    "decode1": "1.35 亿参数解码器，单行生成一个 token",
-    "decode1_int8": "同上，我们用 int8，对方用 bf16",
-    "experts_head": "混合专家层，速度是 transformers 循环实现的几倍 | fp32 | bf16",
-    "moe_forward": "{shape}，512 个 token：前向",
-    "moe_step": "前向 + 反向",
-    "moe_decode1": "一个 token",
-    "moe_decode8": "八个 token",
-    "32of4": "32 个专家，每次用 4 个",
-    "64of8": "64 个专家，每次用 8 个",
-    "linear_head": "前向耗时（毫秒）| 1,024 个 token | 4,096 | 16,384 | 16,384 / 1,024",
-    "mamba2": "Mamba-2",
-    "deltanet": "Gated DeltaNet",
-    "attention": "softmax 注意力（danlu）",
-    "sdpa": "softmax 注意力（torch）",
-    "train_head": "{case} | token/秒 | 倍数 | 留出损失 | 峰值内存",
-    "lora": "LoRA，SmolLM2-135M，每步 8 条评论",
-    "pretrain_5m": "预训练，5M Llama，每行 256 token",
-    "pretrain_15m": "预训练，15M Llama，每行 512 token",
-    "hf_default": "HF Trainer，默认（fp32）",
-    "hf_bf16": "HF Trainer，bf16",
-    "hf_bf16_flat": "HF Trainer，bf16，无填充",
-    "hf_bf16_grouped": "HF Trainer，bf16，按长度分组",
-    "hf_bf16_compiled": "HF Trainer，bf16，编译",
-    "trl_default": "TRL，默认",
-    "trl_flat": "TRL，无填充",
-    "litgpt": "litgpt，默认",
-    "litgpt_whole_batch": "litgpt，整批一次",
-    "ours": "**danlu**",
-    "ours_fp32": "danlu，fp32",
-    "ours_checkpointing": "danlu，重算激活",
-    "pretrain_head": "两核上从零训练",
-    "en": "英文",
-    "zh": "中文",
-    "parameters": "参数",
-    "train_text": "训练文本",
-    "tokens_read": "读过的 token",
-    "held_out_text": "留出文本",
-    "pretrained": "**每字节比特数，我们的模型**",
-    "xz": "xz",
-    "kneser_ney": "Kneser-Ney，{order} 字节",
-    "minutes": "全程分钟数（其中训练）",
-    "en_sample": "英文模型续写 *{prompt}*：{text}",
-    "zh_sample": "中文模型续写 *{prompt}*：{text}",
-    "void": "（差于 fp32 参照，不算同样的工作）",
-    "sentiment_head": "测试集 | TF-IDF 加逻辑回归 | danlu",
-    "sentiment_zh": "中文，两类：准确率",
-    "sentiment_en": "英文，三类：宏平均 F1",
-    "energy_head": "codecarbon 的口径 | danlu，Wh | 其处理器 | 其内存 | 其合计 | danlu / codecarbon",
-    "energy_process": "本进程",
-    "energy_machine": "整机",
-    "energy_note": "我们的数（{ours_method}）按每个忙碌核心 {ours_watts_per_busy_core:g} W；codecarbon 每个忙碌核心合 "
-    "{codecarbon_cpu_watts_per_busy_core:.1f} W，另加整个任务期间内存的 {codecarbon_ram_watts:g} W。"
-    "测前平均负载 {load:.1f}。",
-    "tokenizer_head": "每个 token 的字符数，我们 / Qwen3（151,669 个词元）| 英文 | 中文",
-    "same": "{size} 词表，同源留出文档",
-    "other": "{size} 词表，从未训练过的来源",
-}
 
 
 def percent(value: float) -> str:
@@ -373,6 +208,53 @@ def energy(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return "\n".join([*table(words["energy_head"], rows), "", f"{note} {machine(result, words)}"])
 
 
+SERVED = (
+    "ours_int8", "llama_cpp_q8_0", "xllamacpp_q8_0", "ours_bf16", "llama_cpp_bf16", "transformers_bf16",
+    "transformers_fp32",
+)  # fmt: skip
+JUDGED = (
+    "ours_fp32", "ours_bf16", "llama_cpp_bf16", "ours_int8", "llama_cpp_q8_0",
+)  # fmt: skip
+
+
+def serve(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Tokens a second of each system, every ratio, and what each precision costs in quality."""
+    runs = result["runs"]
+    levels = {**runs.get("transformers", {}), **runs.get("decode", {})}
+    systems: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for case in ("transformers", "decode"):
+        for level, facts in runs.get(case, {}).items():
+            for name, found in facts["systems"].items():
+                systems.setdefault(name, {})[level] = found
+    rows = [
+        (
+            words[name],
+            *(middle(systems[name], level, "output_throughput", "{:,.0f}") for level in ("1", "8", "32")),
+            middle(systems[name], "8", "p95_ttft_ms", "{:,.0f} ms"),
+        )
+        for name in SERVED
+        if name in systems
+    ]
+    lines = table(words["serve_head"], rows) if rows else []
+    ratios = [(words.get(f"served_{name}", words[name]), f"{value:,.2f}") for name, value in result["ratios"].items()]
+    lines += ["", *table(words["serve_ratio_head"], ratios)]
+    quality = runs.get("quality", {})
+    judged = [
+        (words[name], f"{found['kl_to_fp32']:.4f}", percent(found["same_top_share"]), f"{found['perplexity']:.2f}")
+        for name in JUDGED
+        if (found := quality.get(name)) and "kl_to_fp32" in found
+    ]
+    lines += ["", *table(words["quality_head"], judged)] if judged else []
+    rounds = max((len(found["runs"]) for facts in levels.values() for found in facts["systems"].values()), default=1)
+    return "\n".join([*lines, "", f"{words['quality_note'].format(rounds=rounds)} {machine(result, words)}"])
+
+
+def middle(systems: Mapping[str, Mapping[str, Any]], level: str, name: str, form: str) -> str:
+    """Median over the rounds of one system at one level; nothing where it was not measured."""
+    values = [run[name] for run in systems.get(level, {}).get("runs", ()) if run.get(name) is not None]
+    return form.format(statistics.median(values)) if values else ""
+
+
 def minutes(run: Mapping[str, Any]) -> str:
     """Of a whole recipe, and of its training."""
     return f"{run['wall_s'] / 60:.1f} ({run['summary']['seconds']['base'] / 60:.1f})"
@@ -386,7 +268,7 @@ def one_line(text: str) -> str:
 TYPES = ("fp32", "bf16")
 RENDERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], str]] = {
     "quickstart": quickstart, "models": models, "experts": experts, "linear-attention": linear_attention,
-    "tokenizer": tokenizer, "train": train, "energy": energy, "pretrain-recipes": pretrain_recipes,
+    "tokenizer": tokenizer, "train": train, "energy": energy, "serve": serve, "pretrain-recipes": pretrain_recipes,
     "sentiment": sentiment,
 }  # fmt: skip
 

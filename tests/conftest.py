@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from danlu.models.loaded import LoadedModel
+    from tests.serving import Served
 
 os.environ.update(
     DO_NOT_TRACK="1",
@@ -130,6 +131,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import write_tiny
 
     return write_tiny(tmp_path_factory.mktemp("tiny") / "model", context=1024)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models: chat, sentences, classes, tags (tests/serving.py). Do not change them."""
+    from tests.serving import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def served(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A real `danlu serve` with these models, for every test that does it no harm."""
+    from tests.serving import serving
+
+    names = [f"{name}={folder}" for name, folder in tiny_models.items()]
+    with serving(*names, home=tmp_path_factory.mktemp("home")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

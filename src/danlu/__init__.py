@@ -1,22 +1,26 @@
-"""danlu: own a large model end to end. ``danlu.run`` runs a recipe, ``danlu.load`` loads what it made.
+"""danlu: own a large model end to end. ``danlu.run`` runs a recipe, ``danlu.load`` loads what it made, ``danlu.engine``
+answers many callers at once with it.
 
-Importing this loads neither torch nor anything else heavy; the two functions import what they need when called.
+Importing this loads neither torch nor anything else heavy; the functions import what they need when called.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from danlu.core.events import Display
     from danlu.flow.run import RunResult
-    from danlu.models.loaded import LoadedModel
+    from danlu.loaded import Loaded
     from danlu.models.model import Precision
     from danlu.models.vision import ImageModel
+    from danlu.serve.engine.config import EngineConfig
+    from danlu.serve.engine.engine import Engine
 
-__all__ = ["home", "load", "run"]
+__all__ = ["engine", "home", "load", "run"]
 
 
 def home() -> Path:
@@ -48,7 +52,7 @@ def load(
     tokenizer: Literal["its own"] | None = "its own",
     precision: Precision | None = None,
     int8: bool = False,
-) -> LoadedModel | ImageModel:
+) -> Loaded | ImageModel:
     """A model that can do whatever its head allows (``generate``, ``embed``, ``classify``, ``logits``, …): from a
     folder or .gguf file, an alias, a stage of the latest run, an artifact id, or a hub id "owner/name" (``locate``).
 
@@ -56,15 +60,41 @@ def load(
     None picks bf16 where the machine is fast at it, else fp32. ``int8`` quantises while loading. Models of images
     (ViT, ResNet, CLIP, …) come as an ImageModel. The weights are packed for inference: train with ``load_model``.
     """
+    from danlu.loaded import Loaded
     from danlu.models.load import load_model
-    from danlu.models.loaded import LoadedModel
     from danlu.models.vision import ImageModel, reads_images
 
     path = locate(model, store)
     found = load_model(
         path, precision=precision, scheme="int8" if int8 else None, is_packed=True, with_tokenizer=tokenizer is not None
     )
-    return ImageModel.of(found, path) if reads_images(found) else LoadedModel(found, str(model))
+    return ImageModel.of(found, path) if reads_images(found) else Loaded(found, str(model))
+
+
+def engine(
+    models: str | Path | Mapping[str, str | Path],
+    store: str | Path | None = None,
+    *,
+    precision: Precision | None = None,
+    int8: bool = False,
+    config: EngineConfig | None = None,
+) -> Engine:
+    """An engine in this process: it answers many callers at once, in batches. ``models`` is one as for ``load``, or
+    several by the names that requests are to call them by; those that memory has no room for are loaded when asked for.
+
+    Use it in a ``with`` block, or ``stop`` it. ``danlu.load(…).engine()`` is one over a model that is loaded already.
+    """
+    from danlu.loaded import short_name
+    from danlu.serve.engine.engine import Engine
+    from danlu.serve.engine.spec import ModelSpec
+
+    named = models if isinstance(models, Mapping) else {short_name(models): models}
+    scheme = "int8" if int8 else "none"
+    specs = {
+        name: ModelSpec(name=name, path=str(locate(model, store)), precision=precision, scheme=scheme)
+        for name, model in named.items()
+    }
+    return Engine(specs, config)
 
 
 def locate(model: str | Path, store: str | Path | None = None) -> Path:

@@ -9,6 +9,8 @@ import pytest
 from danlu.cli.main import main, verbs
 
 ALL_VERBS = {
+    "bench",
+    "chat",
     "convert",
     "inspect",
     "export",
@@ -86,6 +88,7 @@ def test_importing_danlu_is_fast_and_loads_no_torch() -> None:
         "schema",
         "run",
         "serve",
+        "chat",
         "generate",
         "tokenizer",
         "convert",

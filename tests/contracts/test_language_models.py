@@ -17,7 +17,8 @@ from danlu.core.records import Completion, GenerateOptions, LanguageModel, Messa
 from danlu.models.load import load_model
 from danlu.models.loaded import LoadedModel
 from danlu.models.model import Model
-from danlu.serve.engine.engine import Engine, EngineConfig
+from danlu.serve.engine.config import EngineConfig
+from danlu.serve.engine.engine import Engine
 from danlu.serve.http.config import HttpConfig
 from danlu.serve.http.server import Server, reserve_port
 from tests.tiny import shop_rows
@@ -69,7 +70,7 @@ def model(
 
 @pytest.fixture(scope="module")
 def all_kinds(model: Model) -> Iterator[dict[str, LanguageModel]]:
-    engine = Engine(model, "tiny-llama", EngineConfig(max_rows=4))
+    engine = Engine({"tiny-llama": model}, EngineConfig(max_rows=4, cache_tokens=4096, threads=1))
     with served(engine) as remote:
         yield {"reference": LoadedModel(model), "engine": engine, "remote": remote}
 

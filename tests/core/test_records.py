@@ -42,7 +42,7 @@ def test_the_default_is_greedy():
         ({"early_stopping": "sometimes"}, r"early_stopping is 'sometimes'\. Use True, False or \"never\"\."),
         ({"lookup_tokens": 65}, r"lookup_tokens is 65\. Use 0 \(none\) to 64\."),
         ({"penalty_alpha": 1.5}, r"penalty_alpha is 1\.5\. Use 0 \(none\) to 1\."),
-        ({"stop": ("a",) * 5}, r"stop has 5 texts\. Use at most 4, each of 1 to 256 characters\."),
+        ({"stop": ("a",) * 17}, r"stop has 17 texts\. Use at most 16, each of 1 to 256 characters\."),
         ({"stop": ("",)}, r"stop has 1 texts\."),
         ({"stop": ("x" * 257,)}, r"stop has 1 texts\."),
     ],

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from danlu.models.attend import DecodeAttend, PrefillAttend, row_positions
-from danlu.models.cache import KVCache
+from danlu.models.executor import TorchExecutor
 from danlu.models.heads.classify import ClassifyHead
 from danlu.models.heads.lm import LMHead
 from danlu.models.heads.tag import TagHead
 from danlu.models.model import Model
+from danlu.models.paged import MemoryPages, PagedCache, Segment, num_pages
 
 from .peer import some_ids
 
@@ -92,22 +92,37 @@ class Tokens:
 
 
 @torch.no_grad()
-def stepped(model: Model, rows: Sequence[list[int]]) -> list[Tensor]:
-    """Logits of rows of which half is read into a cache and the rest is fed token by token: (T, V) a row."""
-    network, lengths = model.network, [len(row) for row in rows]
-    starts = [(length + 1) // 2 for length in lengths]
-    cache = KVCache(model.config.stack, len(rows), max(lengths), torch.float32, model.device)
-    ids = torch.tensor([i for row, start in zip(rows, starts, strict=True) for i in row[:start]])
-    hidden = network(ids, row_positions(starts), PrefillAttend(cache, 0, starts))
-    found = [[part] for part in hidden.split(starts)]
-    for step in range(max(length - start for length, start in zip(lengths, starts, strict=True))):
-        places = [min(start + step, length - 1) for start, length in zip(starts, lengths, strict=True)]
-        ids = torch.tensor([row[place] for row, place in zip(rows, places, strict=True)])
-        hidden = network(ids, torch.tensor(places), DecodeAttend(cache, torch.tensor(places)))
-        for i, part in enumerate(hidden.split(1)):
-            if starts[i] + step < lengths[i]:
-                found[i].append(part)
-    return [network.logits(torch.cat(parts)) for parts in found]
+def stepped(model: Model, rows: Sequence[list[int]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
+    """Logits of rows that are read into pages: half of each at once, then pieces of one to three tokens: (T, V) a row.
+
+    Pages come in an order of their own. With ``sources`` the rows are what a decoder writes.
+    """
+    lengths = [len(row) for row in rows]
+    each = num_pages(max(lengths))
+    order = torch.randperm(each * len(rows), generator=torch.Generator().manual_seed(5)).tolist()
+    tables = [order[i * each : (i + 1) * each] for i in range(len(rows))]
+    memories: list[MemoryPages | None] = [None] * len(rows)
+    if sources is not None:
+        memories = [MemoryPages([len(rows) - i - 1], len(source)) for i, source in enumerate(sources)]
+    cache = PagedCache(
+        model.config.stack, len(order), torch.float32, model.device, num_slots=len(rows), num_memory_pages=len(rows)
+    )  # fmt: skip
+    executor = TorchExecutor(model, cache)
+    if sources is not None:
+        executor.remember(sources, [memory for memory in memories if memory is not None])
+    found: list[list[Tensor]] = [[] for _ in rows]
+    done = [0] * len(rows)
+    counts = [(length + 1) // 2 for length in lengths]
+    while any(counts):
+        chosen = [i for i, count in enumerate(counts) if count]
+        segments = [Segment(tables[i], done[i], counts[i], slot=i, memory=memories[i]) for i in chosen]
+        ids = [token for i in chosen for token in rows[i][done[i] : done[i] + counts[i]]]
+        logits = executor.run(ids, segments, range(len(ids)))
+        for i, part in zip(chosen, logits.split([counts[i] for i in chosen]), strict=True):
+            found[i].append(part)
+            done[i] += counts[i]
+        counts = [min(1 + (i + done[i]) % 3, length - done[i]) for i, length in enumerate(lengths)]
+    return [torch.cat(parts) for parts in found]
 
 
 @dataclass(frozen=True, kw_only=True)

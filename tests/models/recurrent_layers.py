@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.models.attend import DecodeAttend, PackedAttend, PrefillAttend, row_positions
+from danlu.models.attend import PackedAttend
 from danlu.models.attention import Places
 from danlu.models.block import LayerConfig, MixerConfig, StackConfig
-from danlu.models.cache import KVCache
 from danlu.models.norms import NormConfig
+from danlu.models.paged import PagedAttend, PagedCache, Segment
 
 WIDTH = 12
 LENGTHS = (5, 1, 23, 11)
@@ -58,7 +58,7 @@ class RecurrentLayer:
         for row, tokens in enumerate(rows):
             prefill(layer, [tokens], alone, first=row)
         for name in config.state_shapes:
-            torch.testing.assert_close(together.state(0, 4)[name], alone.state(0, 4)[name])
+            torch.testing.assert_close(together.states[0][name], alone.states[0][name])
 
     def test_reading_a_start_and_then_token_by_token_equals_one_pass(
         self, layer: torch.nn.Module, rows: list[Tensor], config: MixerConfig
@@ -80,19 +80,14 @@ class RecurrentLayer:
         whole = packed(layer, [torch.cat([row, new]) for row, new in zip(rows, more, strict=True)])
         torch.testing.assert_close(written, torch.stack([row[-9:] for row in whole]))
 
-    def test_rows_that_share_their_start_equal_rows_alone(
-        self, layer: torch.nn.Module, rows: list[Tensor], config: MixerConfig
-    ) -> None:
+    def test_rows_that_share_their_start_equal_rows_alone(self, layer: torch.nn.Module, rows: list[Tensor]) -> None:
         start = torch.randn(8, WIDTH)
-        shared, alone = cache_of(config), cache_of(config)
         x = torch.cat([start, *rows])
         with torch.no_grad():
-            y = layer(x, NOWHERE, PrefillAttend(shared, 0, LENGTHS, shared=8))
-        expected = prefill(layer, [torch.cat([start, row]) for row in rows], alone)
+            y = layer(x, NOWHERE, PackedAttend(LENGTHS, shared=8))
+        expected = packed(layer, [torch.cat([start, row]) for row in rows])
         torch.testing.assert_close(y[:8], expected[0][:8])
         torch.testing.assert_close(list(y[8:].split(LENGTHS)), [row[8:] for row in expected])
-        for name in config.state_shapes:
-            torch.testing.assert_close(shared.state(0, 4)[name], alone.state(0, 4)[name])
 
     def test_the_size_of_chunks_changes_nothing(self, rows: list[Tensor], config: Any) -> None:
         torch.manual_seed(0)
@@ -122,7 +117,7 @@ class RecurrentLayer:
         cache = cache_of(config)
         results = prefill(layer.bfloat16(), [row.bfloat16() for row in rows], cache)
         assert all(result.dtype == torch.bfloat16 for result in results)
-        assert all(state.dtype == torch.float32 for state in cache.state(0, 4).values())
+        assert all(state.dtype == torch.float32 for state in cache.states[0].values())
         for result, wanted in zip(results, expected, strict=True):
             torch.testing.assert_close(result.float(), wanted, atol=0.05, rtol=0.05)
 
@@ -141,9 +136,9 @@ class Remember(PackedAttend):
         self._kept = state
 
 
-def cache_of(config: MixerConfig) -> KVCache:
+def cache_of(config: MixerConfig) -> PagedCache:
     stack = StackConfig(width=WIDTH, layers=(LayerConfig(mixer=config),), norm=NormConfig(), context_length=64)
-    return KVCache(stack, len(LENGTHS), 64, torch.float32, torch.device("cpu"))
+    return PagedCache(stack, 0, torch.float32, num_slots=len(LENGTHS))
 
 
 @torch.no_grad()
@@ -154,14 +149,15 @@ def packed(layer: torch.nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def prefill(layer: torch.nn.Module, rows: Sequence[Tensor], cache: KVCache, first: int = 0) -> list[Tensor]:
+def prefill(layer: torch.nn.Module, rows: Sequence[Tensor], cache: PagedCache, first: int = 0) -> list[Tensor]:
     """One pass that fills rows first… of a cache."""
     lengths = [len(row) for row in rows]
-    return list(layer(torch.cat(list(rows)), NOWHERE, PrefillAttend(cache, first, lengths)).split(lengths))
+    segments = [Segment((0,), 0, length, slot) for slot, length in enumerate(lengths, start=first)]
+    return list(layer(torch.cat(list(rows)), NOWHERE, PagedAttend(cache, segments)).split(lengths))
 
 
 @torch.no_grad()
-def decode(layer: torch.nn.Module, new: Tensor, cache: KVCache) -> Tensor:
+def decode(layer: torch.nn.Module, new: Tensor, cache: PagedCache) -> Tensor:
     """New tokens of every row of a cache: (B, T, D) → (B, T, D)."""
-    filled = row_positions([1] * len(new)) + 40
-    return layer(new.flatten(0, 1), NOWHERE, DecodeAttend(cache, filled, new.shape[1])).view_as(new)
+    segments = [Segment((0,), 40, new.shape[1], slot) for slot in range(len(new))]
+    return layer(new.flatten(0, 1), NOWHERE, PagedAttend(cache, segments)).view_as(new)

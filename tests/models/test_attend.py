@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from danlu.models.attend import DecodeAttend, Layout, Memory, PackedAttend, PrefillAttend, row_positions, shared_prefix
+from danlu.models.attend import Layout, Memory, PackedAttend, row_positions, shared_prefix
 from danlu.models.attention import AttentionConfig
 from danlu.models.block import LayerConfig, StackConfig
-from danlu.models.cache import KVCache
 from danlu.models.norms import NormConfig
+from danlu.models.paged import PAGE, MemoryPages, PagedAttend, PagedCache, Segment
 from danlu.models.product import Rule
 
 RULES = {
@@ -66,15 +66,15 @@ def alone(row: Row, rule: Rule) -> Tensor:
     return mixed
 
 
-def cache_of(num_rows: int, num_tokens: int) -> KVCache:
+def cache_of(num_pages: int) -> PagedCache:
     attention = AttentionConfig(num_heads=HEADS, num_kv_heads=KV_HEADS, head_width=WIDTH)
     stack = StackConfig(
         width=HEADS * WIDTH,
         layers=(LayerConfig(mixer=attention, cross=attention),),
         norm=NormConfig(),
-        context_length=num_tokens,
+        context_length=num_pages * PAGE,
     )
-    return KVCache(stack, num_rows, num_tokens, torch.float32, torch.device("cpu"), memory_tokens=6)
+    return PagedCache(stack, num_pages, torch.float32, num_memory_pages=4)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -93,32 +93,30 @@ def test_tokens_that_rows_share_are_computed_once_and_change_nothing(rule: Rule)
     torch.testing.assert_close(mixed, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("new", [1, 3])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (3, 3, 3), (1, 70, 2)], ids=["one each", "three each", "mixed"])
 @pytest.mark.parametrize("rule", CAUSAL.values(), ids=CAUSAL)
-def test_rows_written_a_few_tokens_at_a_time_are_rows_read_at_once(rule: Rule, new: int) -> None:
-    lengths, cache = (2, 8, 5), cache_of(3, 16)
-    rows = make_rows(*(length + 2 * new for length in lengths))
-    heads = [places(row, 0, length) for row, length in zip(rows, lengths, strict=True)]
-    PrefillAttend(cache, 0, lengths)(0, *end_to_end(heads), rule, None)
-    for step in range(2):
-        filled = torch.tensor(lengths) + step * new
-        some = [places(row, n, n + new) for row, n in zip(rows, filled.tolist(), strict=True)]
-        mixed = DecodeAttend(cache, filled, new)(0, *end_to_end(some), rule, None)
-        wanted = [alone(row, rule)[n : n + new] for row, n in zip(rows, filled.tolist(), strict=True)]
+def test_rows_read_in_pieces_are_rows_read_at_once(rule: Rule, counts: tuple[int, ...]) -> None:
+    lengths, tables, cache = (2, 63, 5), ((5, 0), (3, 1, 2, 6), (4, 7)), cache_of(8)
+    rows = make_rows(*(length + 2 * count for length, count in zip(lengths, counts, strict=True)))
+    done = [0, 0, 0]
+    for new in (lengths, counts, counts):
+        segments = [Segment(*one) for one in zip(tables, done, new, strict=True)]
+        some = [places(row, n, n + count) for row, n, count in zip(rows, done, new, strict=True)]
+        mixed = PagedAttend(cache, segments)(0, *end_to_end(some), rule, None)
+        wanted = [alone(row, rule)[n : n + count] for row, n, count in zip(rows, done, new, strict=True)]
         torch.testing.assert_close(mixed, torch.cat(wanted), atol=1e-5, rtol=1e-5)
+        done = [n + count for n, count in zip(done, new, strict=True)]
 
 
 def test_a_bias_by_distance_is_the_same_at_once_and_token_by_token() -> None:
-    rule, cache, (row,) = RULES["causal"], cache_of(1, 8), make_rows(6)
+    rule, cache, (row,) = RULES["causal"], cache_of(1), make_rows(6)
     packed = PackedAttend((6,))
     slope = torch.tensor([0.1, 0.2, 0.3, 0.4]).view(HEADS, 1, 1)
     whole = packed(0, *row, rule, slope * packed.distances())
-    PrefillAttend(cache, 0, (4,))(0, *places(row, 0, 4), rule, slope * packed.distances()[:4, :4])
-    for place in (4, 5):
-        decode = DecodeAttend(cache, torch.tensor([place]))
-        bias = slope * decode.distances().unsqueeze(1)
-        mixed = decode(0, *places(row, place, place + 1), rule, bias)
-        torch.testing.assert_close(mixed, whole[place : place + 1], atol=1e-5, rtol=1e-5)
+    for start, stop in ((0, 4), (4, 5), (5, 6)):
+        paged = PagedAttend(cache, [Segment((0,), start, stop - start)])
+        mixed = paged(0, *places(row, start, stop), rule, slope * paged.distances().unsqueeze(1))
+        torch.testing.assert_close(mixed, whole[start:stop], atol=1e-5, rtol=1e-5)
 
 
 def test_each_row_looks_back_at_its_own_memory() -> None:
@@ -126,7 +124,7 @@ def test_each_row_looks_back_at_its_own_memory() -> None:
     rows, memories = make_rows(*lengths), make_rows(*sizes, seed=2)
     hidden = torch.cat([k.flatten(1) for _, k, _ in memories])
     _, k, v = end_to_end(memories)
-    cache = cache_of(3, 8)
+    cache = cache_of(4)
     queries = torch.cat([q for q, _, _ in rows])
     wanted = [
         torch.stack(
@@ -139,18 +137,22 @@ def test_each_row_looks_back_at_its_own_memory() -> None:
         )
         for (q, _, _), (_, mk, mv) in zip(rows, memories, strict=True)
     ]
-    prefill = PrefillAttend(cache, 0, lengths, memory=Memory(hidden, sizes))
-    mixed = prefill.cross(0, queries, lambda _: (k, v), rule)
+    packed = PackedAttend(lengths, memory=Memory(hidden, sizes))
+    mixed = packed.cross(0, queries, lambda _: (k, v), rule)
     torch.testing.assert_close(mixed, torch.cat(wanted), atol=1e-5, rtol=1e-5)
-    last = torch.stack([q[-1] for q, _, _ in rows])
-    later = DecodeAttend(cache, torch.tensor(lengths)).cross(0, last, lambda _: (k, v), rule)
-    torch.testing.assert_close(later, torch.stack([one[-1] for one in wanted]), atol=1e-5, rtol=1e-5)
+    for page, (_, mk, mv) in enumerate(memories):
+        cache.write_memory(0, [page], mk, mv)
+    pages = [MemoryPages([page], size) for page, size in enumerate(sizes)]
+    segments = [Segment((row,), 0, length, memory=pages[row]) for row, length in enumerate(lengths)]
+    paged = PagedAttend(cache, segments).cross(0, queries, lambda _: (k, v), rule)
+    torch.testing.assert_close(paged, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_how_long_rows_are_is_told_of_every_token() -> None:
     assert PackedAttend((2, 3)).row_lengths().tolist() == [2, 2, 3, 3, 3]
     assert PackedAttend((1, 2), shared=3).row_lengths().tolist() == [5, 5, 5, 4, 5, 5]
-    assert DecodeAttend(cache_of(2, 8), torch.tensor([1, 4]), 2).row_lengths().tolist() == [3, 3, 6, 6]
+    paged = PagedAttend(cache_of(2), [Segment((0,), 1, 2), Segment((1,), 4, 1)])
+    assert paged.row_lengths().tolist() == [3, 3, 5]
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5))

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from danlu.compress.quantize import QuantizeConfig, quantize
 from danlu.core import plugins
 from danlu.models.attention import AttentionConfig
-from danlu.models.cache import KVCache
 from danlu.models.counts import Counts, count, seen_pairs
 from danlu.models.gguf import GGUFFile
 from danlu.models.gguf_write import export_gguf
 from danlu.models.load import load_model
+from danlu.models.paged import PAGE, PagedCache
 from danlu.models.tensors import TensorFiles
 
 from .families import FAMILIES
@@ -129,8 +129,8 @@ def test_the_cache_is_what_the_cache_takes(name: str) -> None:
     config = load_config(name)
     counts = count(config).cache
     assert counts is not None
-    stack, tokens, source = config.stack, 9, 5
-    real = KVCache(stack, 1, tokens, torch.float32, torch.device("cpu"), source).size_bytes()
+    tokens, source = 3 * PAGE, 2 * PAGE
+    real = PagedCache(config.stack, 3, torch.float32, num_memory_pages=2).size_bytes()
     per_source = counts.memory_bytes_per_token["fp32"]
     assert real == counts.state_bytes + tokens * counts.bytes_per_token["fp32"] + source * per_source
 

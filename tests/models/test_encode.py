@@ -7,21 +7,19 @@ import torch
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    FillMaskPipeline,
     PreTrainedModel,
     TokenClassificationPipeline,
 )
 
 from danlu.core.errors import ModelError, RequestError
-from danlu.models.encode import classify, embed, encode_texts, fill_mask, hidden_states, packs, rank, tag
+from danlu.models.encode import classify, embed, encode_texts, hidden_states, packs, rank, tag
 from danlu.models.load import load_model
 from danlu.models.model import Model
 from danlu.models.save import save_model
-from tests.models.encoders import TEXTS, save_encoder, save_roberta, save_sentence
+from tests.models.encoders import TEXTS, save_encoder, save_sentence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TAGS = {"id2label": dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))}
@@ -126,37 +124,33 @@ def test_spans_are_those_of_the_pipeline_of_transformers(tmp_path: Path) -> None
         assert [s.score for s in spans] == pytest.approx([float(one[3]) for one in expected], abs=1e-5)
 
 
-def test_gaps_are_filled_as_the_pipeline_of_transformers_does(tmp_path: Path) -> None:
-    peer, tokenizer = save_encoder(tmp_path, BertForMaskedLM)
-    pipeline = FillMaskPipeline(model=peer, tokenizer=tokenizer, top_k=4)  # pyright: ignore[reportArgumentType]
-    text = "The [MASK] sat on the [MASK]."
-    found = fill_mask(load(tmp_path), text, top=4)
-    expected = pipeline(text)
-    assert len(found) == 2
-    for ours, theirs in zip(found, expected, strict=True):
-        assert [one.token_id for one in ours] == [one["token"] for one in theirs]  # pyright: ignore
-        assert [one.probability for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-5)  # pyright: ignore
+def test_typed_names_of_special_tokens_stay_text(tmp_path: Path) -> None:
+    save_encoder(tmp_path, BertModel)
+    assert encode_texts(load(tmp_path), ["the [MASK]"])[0][0].count(4) == 0
 
 
-@pytest.mark.parametrize("kind", ["bytes", "pieces"])
-@pytest.mark.parametrize("text", ["the <mask> sat on the <mask>.", "<mask> cat", "the cat <mask>"])
-def test_spaces_around_gaps_are_read_as_transformers_reads_them(tmp_path: Path, kind: str, text: str) -> None:
-    peer, tokenizer = save_roberta(tmp_path, kind)
-    batch = tokenizer(text, return_tensors="pt")
-    with torch.no_grad():
-        logits = peer(**batch).logits[batch["input_ids"] == tokenizer.mask_token_id]
-    found = fill_mask(load(tmp_path), text, top=3)
-    assert [[one.token_id for one in gap] for gap in found] == logits.topk(3).indices.tolist()
-
-
-def test_a_text_without_a_gap_is_refused(tmp_path: Path) -> None:
-    save_encoder(tmp_path, BertForMaskedLM)
+def test_token_ids_among_texts_are_rows_as_they_are(tmp_path: Path) -> None:
+    save_encoder(tmp_path, BertModel)
     model = load(tmp_path)
-    with pytest.raises(RequestError, match=r"The text has no \[MASK\]\. Write \[MASK\] where"):
-        fill_mask(model, "the cat")
-    with pytest.raises(RequestError, match="The text has 34 tokens, the model reads 24"):
-        fill_mask(model, "[MASK]" + " cat" * 31)
-    assert encode_texts(model, ["the [MASK]"])[0][0].count(4) == 0  # elsewhere nobody can type it
+    texts = ["the cat", [2, 7, 3], ("a", "dog"), [5] * 30]
+    found = encode_texts(model, texts)
+    assert found[0] == encode_texts(model, ["the cat"])[0]
+    assert found[1] == ([2, 7, 3], [0, 0, 0])
+    assert found[2] == encode_texts(model, [("a", "dog")])[0]
+    assert found[3][0] == [5] * 24
+    with pytest.raises(RequestError, match="Text 3 has 30 tokens, the model reads 24"):
+        encode_texts(model, texts, truncate=False)
+    with pytest.raises(RequestError, match=r"Text 1 has the token id -1\. Ids of this model are 0 to"):
+        encode_texts(model, ["a", [-1]])
+    with pytest.raises(RequestError, match=r"Text 0 is empty\. Leave it out"):
+        encode_texts(model, [[]])
+
+
+def test_a_cross_encoder_of_two_labels_ranks_by_the_second(tmp_path: Path) -> None:
+    save_encoder(tmp_path, BertForSequenceClassification, num_labels=2)
+    model = load(tmp_path)
+    shares = [{s.label: s.probability for s in one} for one in classify(model, [("the cat", t) for t in TEXTS])]
+    assert rank(model, "the cat", TEXTS).tolist() == pytest.approx([one["LABEL_1"] for one in shares], abs=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -186,9 +180,7 @@ def test_a_model_is_asked_only_what_its_head_answers(tmp_path: Path) -> None:
         embed(model, ["the cat"])
     with pytest.raises(ModelError, match=r"This model tags nothing\. Use a …ForTokenClassification model"):
         tag(model, ["the cat"])
-    with pytest.raises(ModelError, match=r"This model fills no gaps\. Use a …ForMaskedLM model"):
-        fill_mask(model, "the [MASK]")
-    with pytest.raises(ModelError, match=r"This model has 3 labels\. Ranking needs a model with one"):
+    with pytest.raises(ModelError, match=r"This model has 3 labels\. Ranking needs a model with one or two"):
         rank(model, "the cat", ["a dog"])
     save_encoder(tmp_path / "bare", BertModel)
     model = load(tmp_path / "bare")

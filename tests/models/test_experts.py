@@ -15,14 +15,14 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextSparseMo
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
 from danlu.core.errors import ModelError
-from danlu.models.attend import DecodeAttend, PackedAttend
+from danlu.models.attend import PackedAttend
 from danlu.models.attention import Places
 from danlu.models.experts import Experts, ExpertsConfig
 
 WIDTH = 32
 NOWHERE = cast(Places, None)
 """Experts do not look at places."""
-NO_ROWS = cast(DecodeAttend, None)
+NO_ROWS = cast(PackedAttend, None)
 """Without a capacity they do not look at rows either."""
 
 

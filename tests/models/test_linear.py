@@ -71,7 +71,7 @@ def test_a_packed_linear_says_the_same_and_gives_its_numbers_back(dtype: torch.d
     state = packed.state_dict()
     assert state.keys() == plain.state_dict().keys()
     assert all(torch.equal(state[name], weight) for name, weight in plain.state_dict().items())
-    for shape in ((1, WIDE), (33, WIDE), (2, 5, WIDE)):
+    for shape in ((0, WIDE), (1, WIDE), (33, WIDE), (2, 5, WIDE)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(packed(x), plain(x), atol=tolerance, rtol=tolerance)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from danlu.models.pages import empty_pages
 from tests.tiny import make_tokenizer
 
 WIDTH, FEEDFORWARD, LAYERS, VOCABULARY = 768, 2048, 6, 8_000
@@ -115,3 +116,8 @@ def test_an_export_passes_the_weights_through(root: Path, folder: Path, tmp_path
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert (tmp_path / "m.gguf").stat().st_size > PARAMETERS
     assert int(done.stdout.split()[0]) < 3 * LARGEST_BYTES
+
+
+def test_a_tensor_that_no_memory_holds_is_a_memory_error():
+    with pytest.raises(MemoryError, match="no memory for 1125899906842624 bytes"):
+        empty_pages((1 << 50,), torch.uint8)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
-from danlu.models.attend import DecodeAttend
+from danlu.models.attend import PackedAttend
 from danlu.models.attention import Places
 from danlu.models.experts import Experts, ExpertsConfig
 from danlu.models.routing import load_balancing_loss, record_routing, router_z_loss, utilisation
 
-NOWHERE, NO_ROWS = cast(Places, None), cast(DecodeAttend, None)
+NOWHERE, NO_ROWS = cast(Places, None), cast(PackedAttend, None)
 
 
 def _logits(layers: int = 3, tokens: int = 50, experts: int = 8) -> list[Tensor]:

@@ -6,7 +6,8 @@ from transformers.generation import logits_process as theirs
 from danlu.core.errors import RequestError
 from danlu.core.records import GenerateOptions
 from danlu.models.defaults import GenerationDefaults
-from danlu.models.steering import Steering, completing, penalise_counts, repeated
+from danlu.models.history import History
+from danlu.models.steering import Steering, completing
 
 PROMPT, ANSWER = [5, 6, 7, 5, 6], [9, 7, 5, 9, 5, 6]
 IDS = PROMPT + ANSWER
@@ -52,8 +53,9 @@ def test_no_ngram_is_repeated_as_in_transformers(size: int) -> None:
 
 
 def test_ngrams_that_end_alike_are_found() -> None:
-    assert repeated([1, 2, 3, 1, 2, 4, 1, 2], 3) == {3, 4}
-    assert repeated([1, 2], 3) == set()
+    assert History([1, 2, 3, 1, 2, 4, 1, 2], 3).repeated == {3, 4}
+    assert History([1, 2], 3).repeated == set()
+    assert History([1], 3).repeated == set()
 
 
 def test_a_bias_is_added_as_in_transformers() -> None:
@@ -77,7 +79,7 @@ def test_presence_and_frequency_count_the_answer_alone() -> None:
         expected[token] -= 0.25 * count + (0.5 if count else 0.0)
     torch.testing.assert_close(found, expected)
     assert found[PROMPT[1]] == scores()[6] - 0.75, "6 is in the answer once, in the prompt twice"
-    assert torch.equal(penalise_counts(scores(), [], 1.0, 1.0), scores())
+    assert torch.equal(steered(answer=[], presence_penalty=1.0, frequency_penalty=1.0), scores())
 
 
 def test_no_end_before_the_least_length() -> None:

@@ -158,3 +158,22 @@ def test_classifiers_stand_beside_tf_idf_with_the_range_of_their_seeds(tmp_path:
     assert "| Chinese, two labels: accuracy | 85.6 | **88.2** (88.0–88.4) |" in text
     assert "| English, three labels: macro-F1 | 66.7 | **70.0** |" in text
     assert "| 中文，两类：准确率 | 85.6 |" in fill(text, CHINESE, tmp_path)
+
+
+def test_what_was_served_is_shown_by_system_and_clients() -> None:
+    def system(rate: float) -> dict[str, Any]:
+        return {"runs": [{"output_throughput": rate * part, "p95_ttft_ms": 40.0 * part} for part in (0.5, 1, 2)]}
+
+    decode = {level: {"systems": {"ours_int8": system(rate), "llama_cpp_q8_0": system(rate / 3)}} for level, rate in
+              (("1", 240.0), ("8", 900.0), ("32", 1500.0))}  # fmt: skip
+    quality = {"num_chunks": 3, "ours_int8": {"kl_to_fp32": 0.01234, "same_top_share": 0.912, "perplexity": 54.321}}
+    runs = {"decode": decode, "quality": quality}
+    machine = {"cpu": "Some CPU", "num_cores": 2}
+    result = {"machine": machine, "versions": {"danlu": "1"}, "runs": runs, "ratios": {"decode1_vs_llamacpp": 3.0}}
+    english, chinese = docs_numbers.serve(result, ENGLISH), docs_numbers.serve(result, CHINESE)
+    assert "| **danlu**, int8 | 240 | 900 | 1,500 | 40 ms |" in english
+    assert "| llama.cpp built on this machine, Q8_0 | 80 | 300 | 500 | 40 ms |" in english
+    assert "| 1 client, against the faster llama.cpp | 3.00 |" in english
+    assert "| **danlu**, int8 | 0.0123 | 91.2 % | 54.32 |" in english
+    assert "medians of 3 rounds" in english
+    assert "| **danlu**，int8 | 240 | 900 | 1,500 | 40 ms |" in chinese

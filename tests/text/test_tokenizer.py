@@ -108,3 +108,11 @@ def test_ids_of_a_thousand_real_reviews_equal_those_of_transformers(
         "naïve café – “quoted”",
     ]
     assert [smollm2.model.chat.tokenizer.encode(text) for text in odd] == peer_tokenizer(odd)["input_ids"]
+
+
+def test_many_texts_are_framed_as_each_alone() -> None:
+    several = ["a dress", ("soft fabric", "I love it!"), "", "面料 👗"]
+    for limit in (None, 3):
+        for text, found in zip(several, TOKENIZER.encode_framed(several, max_tokens=limit), strict=True):
+            first, second = text if isinstance(text, tuple) else (text, None)
+            assert (found.ids, found.type_ids) == TOKENIZER.encode_with_specials(first, second, max_tokens=limit)

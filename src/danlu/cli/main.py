@@ -21,6 +21,7 @@ Examples:
   danlu runs                                       what ran, how long, with what result
   danlu lineage product-copy                       from the model back to the fetched files
   danlu serve product-copy --port 8000             an OpenAI-compatible server
+  danlu chat product-copy                          talk with it here
 
 `danlu VERB --help` explains one verb. Everything lives in .danlu (or --home, or $DANLU_HOME)."""
 

@@ -10,7 +10,8 @@
     ├── TrainError         training cannot start or go on
     ├── ScriptError        an external command of a recipe failed
     └── RequestError       a request to a served model cannot be answered (carries an HTTP status)
-        └── OverloadedError    the queue is full; try again later
+        ├── OverloadedError    the queue is full; try again later
+        └── UnavailableError   nothing can be answered now: starting, stopping or restarting
 
 ``assert`` is for our own bugs and never appears here.
 """
@@ -85,6 +86,14 @@ class OverloadedError(RequestError):
 
     def __init__(self, message: str, hint: str = "", *, retry_after_s: int = 1) -> None:
         super().__init__(message, hint, status=429, code="rate_limit_exceeded")
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(RequestError):
+    """Nothing can be answered now. ``retry_after_s`` is when to try again."""
+
+    def __init__(self, message: str, hint: str = "", *, code: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, hint, status=503, code=code)
         self.retry_after_s = retry_after_s
 
 

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from danlu.core.errors import RequestError
 
@@ -18,11 +18,36 @@ Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 
 
+class FunctionCall(TypedDict):
+    """The function that a model calls."""
+
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(TypedDict):
+    """One call of an assistant's turn, in OpenAI's form."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class Message(TypedDict):
     """One turn of a conversation, in OpenAI's form."""
 
     role: Role
     content: str
+    """Empty where an assistant only calls functions."""
+    name: NotRequired[str]
+    """Who speaks, where several have one role; or the function whose result a tool's message is."""
+    tool_calls: NotRequired[list[ToolCall]]
+    """Functions an assistant calls."""
+    tool_call_id: NotRequired[str]
+    """The call that a tool's message answers."""
+    reasoning_content: NotRequired[str]
+    """What an assistant thought before it spoke."""
 
 
 Prompt = str | Sequence[Message]
@@ -125,9 +150,9 @@ class GenerateOptions:
             )  # fmt: skip
 
     def _check_stop(self) -> None:
-        if len(self.stop) > 4 or any(not s or len(s) > 256 for s in self.stop):
+        if len(self.stop) > 16 or any(not s or len(s) > 256 for s in self.stop):
             raise RequestError(
-                f"stop has {len(self.stop)} texts.", "Use at most 4, each of 1 to 256 characters.", param="stop"
+                f"stop has {len(self.stop)} texts.", "Use at most 16, each of 1 to 256 characters.", param="stop"
             )
 
 
@@ -168,6 +193,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that were found in the prefix cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +220,14 @@ class Delta:
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens taken with this piece, when they were asked for."""
+    index: int = 0
+    """Which of the ``n`` answers to one prompt it belongs to."""
+    token_ids: tuple[int, ...] = ()
+    """The tokens taken with this piece; one may come long before its text does."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """Of the prompt's tokens, when they were asked for; nothing is known of the first. With the first piece alone."""
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
+    """What every token that the log-probabilities name stands for, in UTF-8; one may hold part of a character."""
 
 
 @dataclass(frozen=True, kw_only=True)

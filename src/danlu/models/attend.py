@@ -1,8 +1,7 @@
-"""The three ways packed tokens look at each other. An ``Attend`` owns rows, masks and caches and knows no weights:
+"""Rows laid end to end that are read whole, nothing kept: training, scoring, encoding.
 
-PackedAttend    rows laid end to end, nothing cached        training, scoring, encoding
-PrefillAttend   new rows, laid end to end, filling a cache  reading prompts
-DecodeAttend    a few new tokens for each cached row        writing answers
+An ``Attend`` owns rows and masks and knows no weights. Its other kind, which goes on from what was read before, is in
+paged.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from danlu.models.attention import Project, State
-from danlu.models.cache import KVCache
 from danlu.models.product import Rule, mix, visible
 
 _WORTH_SHARING = 8
@@ -185,134 +183,3 @@ class PackedAttend:
 
     def keep(self, layer: int, state: State) -> None:
         """Nothing follows."""
-
-
-class PrefillAttend(PackedAttend):
-    """Reads new rows into rows ``first``… of a cache, which must be empty there; ``shared`` as in PackedAttend."""
-
-    def __init__(
-        self, cache: KVCache, first: int, lengths: Sequence[int], shared: int = 0, memory: Memory | None = None
-    ) -> None:
-        super().__init__(lengths, cache.device, shared, memory)
-        self._cache = cache
-        self._first = first
-        if memory is not None:
-            cache.expect_memory(first, memory.lengths)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule, bias: Tensor | None) -> Tensor:
-        self._cache.write_rows(layer, self._first, self.lengths, self.shared, k, v)
-        return super().__call__(layer, q, k, v, rule, bias)
-
-    def remember(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
-        k, v = super().remember(layer, project)
-        self._cache.write_memory(layer, self._first, k, v)
-        return k, v
-
-    def keep(self, layer: int, state: State) -> None:
-        self._cache.write_state(layer, self._first, state)
-
-
-class DecodeAttend:
-    """``num_new`` new tokens for each of rows 0…B-1 of a cache, rows laid end to end.
-
-    ``lengths`` (B,) is how many tokens each row holds before them.
-    """
-
-    def __init__(self, cache: KVCache, lengths: Tensor, num_new: int = 1) -> None:
-        self._cache = cache
-        self._num_new = num_new
-        self._rows = lengths.shape[0]
-        self._places = lengths.unsqueeze(1) + torch.arange(num_new, device=lengths.device)  # (B, T)
-        shortest, longest = int(lengths.min()), int(lengths.max())
-        self._span = longest + num_new
-        self._start = longest if shortest == longest else None  # one place for all rows: a slice, not an index
-        self._masks: dict[Rule, Tensor | None] = {}
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule, bias: Tensor | None) -> Tensor:
-        k, v = (x.view(self._rows, self._num_new, *x.shape[1:]) for x in (k, v))
-        keys, values = self._cache.append(layer, self._places, k, v, self._span, self._start)  # (B, K, S, E)
-        if rule not in self._masks:
-            self._masks[rule] = self._mask(rule)
-        mask = self._masks[rule]
-        if bias is not None:
-            mask = bias if mask is None else mask + bias
-        return self._product(q, keys, values, rule, mask)
-
-    def _mask(self, rule: Rule) -> Tensor | None:
-        """What new tokens do not see is -inf: (B, 1, T, S), in the cache's own type; None when they see all."""
-        windowed = rule.window is not None and rule.window < self._span
-        if self._num_new == 1 and self._start is not None and not windowed:
-            return None
-        columns = torch.arange(self._span, device=self._places.device)
-        places = self._places.unsqueeze(-1)  # (B, T, 1)
-        hidden = columns > places
-        if rule.window is not None:
-            hidden |= columns <= places - rule.window
-        mask = torch.zeros(hidden.shape, dtype=self._cache.dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, float("-inf")).unsqueeze(1)
-
-    def _product(self, q: Tensor, keys: Tensor, values: Tensor, rule: Rule, mask: Tensor | None) -> Tensor:
-        """q: (B·T, H, E); keys, values: (B, K, S, E) → (B·T, H, E)."""
-        num_q, num_kv, span = q.shape[1], keys.shape[1], keys.shape[2]
-        new, pairs = self._num_new, self._rows * num_kv
-        if new == 1 and rule.softcap is None and _is_fused_faster(keys, num_q):
-            seen = mask if mask is None or mask.shape[1] == 1 else mask.view(-1, num_kv, num_q // num_kv, span)
-            rows = q.to(keys.dtype).view(
-                self._rows, num_kv, -1, q.shape[2]
-            )  # query heads of a key: rows of one product
-            mixed = torch.nn.functional.scaled_dot_product_attention(
-                rows, keys, values, attn_mask=seen, scale=rule.scale
-            )
-            return mixed.reshape(q.shape).to(q.dtype)
-        queries = (q * rule.scale).to(keys.dtype).view(self._rows, new, num_kv, num_q // num_kv, -1)
-        queries = queries.permute(0, 2, 3, 1, 4).reshape(pairs, -1, keys.shape[3])  # (B·K, H/K·T, E)
-        scores = _few_scores(queries, keys.flatten(0, 1))  # (B·K, H/K·T, S)
-        if rule.softcap is not None:
-            scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        if mask is not None:
-            scores = (scores.reshape(self._rows, num_q, new, span) + mask).view(scores.shape)
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))  # (B·K, H/K·T, E)
-        mixed = mixed.view(self._rows, num_q, new, -1).transpose(1, 2)
-        return mixed.reshape(q.shape[0], num_q, -1).to(q.dtype)
-
-    def cross(self, layer: int, q: Tensor, project: Project, rule: Rule) -> Tensor:
-        keys, values, mask = self._cache.memory(layer, self._rows)
-        return self._product(q, keys, values, rule, mask)
-
-    def distances(self) -> Tensor:
-        columns = torch.arange(self._span, device=self._places.device)
-        return columns - self._places.unsqueeze(-1)  # (B, T, S)
-
-    def row_lengths(self) -> Tensor:
-        return (self._places[:, -1:] + 1).expand(-1, self._num_new).flatten()
-
-    def spread(self, x: Tensor) -> Tensor:
-        return x.view(self._rows, self._num_new, *x.shape[1:])
-
-    def pack(self, rows: Tensor) -> Tensor:
-        return rows.flatten(0, 1)
-
-    def real_tokens(self) -> Tensor | None:
-        return None
-
-    def state(self, layer: int) -> State | None:
-        return self._cache.state(layer, self._rows)
-
-    def keep(self, layer: int, state: State) -> None:
-        self._cache.write_state(layer, 0, state)
-
-
-def _is_fused_faster(keys: Tensor, num_q: int) -> bool:
-    """Whether torch's fused kernel beats plain products for one query a row; the number of rows must not decide, or an
-    answer would depend on its batch. In bf16 on a CPU it loses when every query head has keys of its own."""
-    return keys.device.type != "cpu" or keys.dtype == torch.float32 or num_q > keys.shape[1]
-
-
-def _few_scores(queries: Tensor, keys: Tensor) -> Tensor:
-    """queries · keysᵀ for few queries: (P, G, E), (P, S, E) → (P, G, S).
-
-    In bf16 on a CPU the product is up to four times faster the other way round.
-    """
-    if keys.dtype == torch.float32 or keys.device.type != "cpu":
-        return torch.bmm(queries, keys.transpose(1, 2))
-    return torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2)

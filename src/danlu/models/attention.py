@@ -206,9 +206,9 @@ class CrossAttention(_Attention):
     def forward(self, x: Tensor, places: Places, attend: Attend) -> Tensor:
         """(N, D) → (N, D)."""
         q = self.q(x).view(x.shape[0], self.config.num_heads, -1)
-        return self.out(attend.cross(self.layer, q, self._keys_values, self.rule).reshape(x.shape[0], -1))
+        return self.out(attend.cross(self.layer, q, self.keys_values, self.rule).reshape(x.shape[0], -1))
 
-    def _keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(M, D) → keys and values (M, K, E)."""
         k, v = self.kv(memory).view(memory.shape[0], 2, self.config.num_kv_heads, -1).unbind(dim=1)
         return k, v

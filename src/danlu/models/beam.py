@@ -15,25 +15,26 @@ from danlu.core.records import Completion
 from danlu.models.decoding import Rows
 from danlu.models.model import Model
 from danlu.models.writing import Writing
+from danlu.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class _Beam:
+class Beam:
     """An answer in the making and the sum of its tokens' log-probabilities."""
 
     token_ids: tuple[int, ...]
     logprob: float
 
 
-class _Search:
+class Search:
     """The beams of one prompt."""
 
-    def __init__(self, writing: Writing, model: Model) -> None:
+    def __init__(self, writing: Writing, tokenizer: TextTokenizer | None) -> None:
         self._writing = writing
         self._options = writing.options
-        self._tokenizer = model.chat.tokenizer.target if writing.options.stop else None
+        self._tokenizer = tokenizer if writing.options.stop else None
         self._keep = max(2, 1 + len(writing.steering.end_ids)) * self._options.num_beams
-        self.beams = [_Beam((), 0.0)]
+        self.beams = [Beam((), 0.0)]
         self.finished: list[tuple[float, tuple[int, ...]]] = []
         """Score and tokens, best first."""
         self.is_over = False
@@ -44,13 +45,13 @@ class _Search:
         totals = torch.stack(steered) + torch.tensor([[beam.logprob] for beam in self.beams])
         best = torch.topk(totals.flatten(), min(self._keep, totals.numel()))
         parents: list[int] = []
-        beams: list[_Beam] = []
+        beams: list[Beam] = []
         num_beams = self._options.num_beams
         for rank, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             parent, token = divmod(index, totals.shape[1])
             if value == float("-inf"):
                 break
-            candidate = _Beam((*self.beams[parent].token_ids, token), value)
+            candidate = Beam((*self.beams[parent].token_ids, token), value)
             if self._ends(candidate.token_ids):
                 if rank < num_beams:  # the rest are there only so that enough beams go on
                     score = value / len(candidate.token_ids) ** self._options.length_penalty
@@ -95,7 +96,8 @@ class _Search:
 
 def search(model: Model, writings: Sequence[Writing]) -> list[list[Completion]]:
     """The best ``options.n`` answers to each prompt, best first; ``score`` is what they were ranked by."""
-    searches = [_Search(writing, model) for writing in writings]
+    tokenizer = model.chat.tokenizer.target if model.has_tokenizer else None
+    searches = [Search(writing, tokenizer) for writing in writings]
     rows = Rows(model, writings, copies=max(w.options.num_beams for w in writings))
     running = list(searches)
     while running:

@@ -36,7 +36,8 @@ def _choose(probabilities: Tensor, candidates: Tensor, before: Tensor, alpha: fl
 def write_contrastive(model: Model, writing: Writing) -> Iterator[Delta]:
     """Write one answer to the end."""
     options = writing.options
-    rows = Rows(model, [writing], copies=options.top_k)
+    rows = Rows(model, [writing], copies=options.top_k, keeps_prompt=True)
+    assert rows.prompt_hidden is not None
     before = rows.prompt_hidden.float()  # (T, D)
     while True:
         logits = rows.logits()[0].float()

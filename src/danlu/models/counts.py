@@ -107,7 +107,7 @@ def count(config: Makes[nn.Module], length: int | None = None) -> Counts:
         parameters=sum(p.numel() for p in unique.values()),
         active_parameters=sum(p.numel() for p in unique.values()) - sum(_idle(network).values()),
         embedding_parameters=sum(p.numel() for p in _tables(network).values()),
-        memory_bytes=_memory(network),
+        memory_bytes=memory_bytes(network),
         length=flops.length,
         unit=flops.unit,
         forward_flops=round(flops.whole),
@@ -144,7 +144,7 @@ def _expert_weights(network: nn.Module) -> Iterator[tuple[Tensor, float]]:
                     yield from ((parameter, share) for parameter in layer.parameters())
 
 
-def _memory(network: nn.Module) -> dict[str, int]:
+def memory_bytes(network: nn.Module) -> dict[str, int]:
     """Bytes of the weights by number type."""
     layers: dict[int, nn.Module] = {}
     for layer in network.modules():

@@ -6,7 +6,7 @@ other ways to write have files of their own: beam.py, lookup.py, contrastive.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -72,14 +72,14 @@ def stream(model: Model, prompt: AnyPrompt, options: GenerateOptions) -> Iterato
             yield delta
 
 
-def start(model: Model, prompt: AnyPrompt, options: GenerateOptions) -> Writing:
-    """The answer to a prompt, nothing written yet."""
+def start(model: Model, prompt: AnyPrompt, options: GenerateOptions, *, shown: Collection[str] = ()) -> Writing:
+    """The answer to a prompt, nothing written yet. ``shown`` are special tokens that its text has all the same."""
     check_writes(model)
     ids = prompt_ids(model, prompt)
     tokenizer = model.chat.tokenizer.target if model.has_tokenizer else None
     context, network = model.config.context_length, model.network
     if not isinstance(network, EncoderDecoder):
-        return Writing(ids, options, tokenizer, context, defaults=model.generation)
+        return Writing(ids, options, tokenizer, context, defaults=model.generation, shown=shown)
     longest = network.encoder.stack.config.context_length
     if len(ids) > longest:
         raise RequestError(

@@ -28,6 +28,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4
 _VERSIONS = (2, 3)
+_ROWS = 64
+"""Rows that are expanded as one: blocks lie end to end, and the library takes a few rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class GGUFFile:
                 f"{self.path.name}: tensor {name} is stored as {stored.form.name}.", f"Readable: {', '.join(READABLE)}."
             )
         data = np.fromfile(self.path, dtype=np.uint8, count=stored.size_bytes, offset=stored.start)
-        values = gguf.dequantize(data.reshape(quant_shape_to_byte_shape(stored.shape, stored.form)), stored.form)
+        *outer, row_bytes = quant_shape_to_byte_shape(stored.shape, stored.form)
+        together = math.gcd(math.prod(outer), _ROWS)
+        values = gguf.dequantize(data.reshape(-1, together * row_bytes), stored.form)
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(stored.shape)
 
 

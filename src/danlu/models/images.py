@@ -90,6 +90,8 @@ class ImageProcessor:
         config = self.config
         if config.resize is not None:
             height, width = _target(image, config.resize)
+            if height * width > MAX_PIXELS:  # one pixel wide, and its shorter side is stretched
+                raise _too_large(f"{image.width} × {image.height} resized", f"{width} × {height} pixels", MAX_PIXELS)
             image = image.resize((width, height), config.resample)
         pixels = np.asarray(image)
         if config.crop is not None:
@@ -107,36 +109,43 @@ def read_image(image: AnyImage) -> Image.Image:
     elif isinstance(image, Image.Image):
         opened = image
     else:
-        opened = _open(image)
+        opened = open_image(image)
     try:
         return _rgb(ImageOps.exif_transpose(opened))
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that end early or lie
         raise DataError(f"The image cannot be read: {error}.", "The file may be damaged.") from error
 
 
-def _open(image: str | Path | bytes) -> Image.Image:
+def open_image(
+    image: str | Path | bytes, *, formats: tuple[str, ...] = _FORMATS, max_pixels: int | None = None
+) -> Image.Image:
+    """An image whose pixels are not unpacked yet; raises DataError when it is none of ``formats``, or too large.
+
+    ``max_pixels`` is MAX_PIXELS when it is not given.
+    """
+    max_pixels = max_pixels or MAX_PIXELS
     name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
     if isinstance(image, str) and image.startswith(("http://", "https://", "ftp://", "data:")):
         raise DataError(f"'{image[:80]}' is an address.", "Images are never fetched: give a file or its bytes.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_FORMATS)
+            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
+        raise _too_large(name, str(error), max_pixels) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not an image.", f"Known: {', '.join(_FORMATS)}.") from error
+        raise DataError(f"{name} is not an image.", f"Known: {', '.join(formats)}.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
             f"{name} cannot be read as an image: {error}.", "Give a file that exists and is whole."
         ) from error
-    if opened.width * opened.height > MAX_PIXELS:
-        raise _too_large(name, f"{opened.width} × {opened.height} pixels")
+    if opened.width * opened.height > max_pixels:
+        raise _too_large(name, f"{opened.width} × {opened.height} pixels", max_pixels)
     return opened
 
 
-def _too_large(name: str, what: str) -> DataError:
-    return DataError(f"{name} is too large an image: {what}.", f"Shrink it to {MAX_PIXELS:,} pixels or fewer.")
+def _too_large(name: str, what: str, max_pixels: int) -> DataError:
+    return DataError(f"{name} is too large an image: {what}.", f"Shrink it to {max_pixels:,} pixels or fewer.")
 
 
 def _of_array(pixels: np.ndarray) -> Image.Image:

@@ -81,7 +81,7 @@ class PackedLinear(nn.Module):
         """(…, D) → (…, O)."""
         assert not (x.requires_grad and torch.is_grad_enabled()), "a packed linear has no gradient"
         y = multiply_packed(x.reshape(-1, x.shape[-1]), self._packed, self.bias)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.weight

@@ -50,7 +50,7 @@ def load_model(
     Raises ModelError when the files are not a model of a known family.
     """
     device = device or pick_device()
-    dtype = compute_dtype(device) if precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = _number_type(precision, device)
     if scheme not in (None, "int8"):
         raise ModelError(f"Quantisation scheme {scheme!r} is unknown.", "Known: int8.")
     checkpoint = open_checkpoint(path, with_tokenizer=with_tokenizer)
@@ -59,6 +59,23 @@ def load_model(
     unused = _fill(network, checkpoint, dtype, device, scheme)
     if is_packed:
         pack_weights(network)
+    model = _model(checkpoint, network, dtype, scheme)
+    model.unused, model.is_packed = unused, is_packed
+    return model
+
+
+def describe_model(path: Path, *, precision: Precision | None = None, scheme: str | None = None) -> Model:
+    """What ``load_model`` gives, without its weights: for asking what it can and what it would take."""
+    checkpoint = open_checkpoint(path)
+    dtype = _number_type(precision, pick_device())
+    return _model(checkpoint, empty_network(checkpoint.config), dtype, checkpoint.scheme or scheme)
+
+
+def _number_type(precision: Precision | None, device: torch.device) -> torch.dtype:
+    return compute_dtype(device) if precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _model(checkpoint: Checkpoint, network: Network, dtype: torch.dtype, scheme: str | None) -> Model:
     model = Model(
         network,
         checkpoint.theirs,
@@ -66,9 +83,9 @@ def load_model(
         dtype=dtype,
         chat=checkpoint.chat,
         scheme=scheme,
-        generation=read_generation(path),
+        generation=read_generation(checkpoint.path),
     )
-    model.unused, model.sentence, model.licence = unused, checkpoint.sentence, checkpoint.licence
+    model.sentence, model.licence = checkpoint.sentence, checkpoint.licence
     return model
 
 

@@ -44,6 +44,8 @@ class Model:
         """Number type of hidden states."""
         self.scheme = scheme
         """None for plain weights, "int8" for quantised ones."""
+        self.is_packed = False
+        """Whether its weights are laid out for inference and never change."""
         self.unused: tuple[str, ...] = ()
         """Tensors of the checkpoint that this head does not read; they are not saved again."""
         self.sentence: SentenceConfig | None = None

@@ -16,9 +16,16 @@ from torch import Tensor
 _LARGE_BYTES = 1 << 18
 
 
-def empty_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor on the CPU with pages of its own when it is large; its values are not set."""
+def empty_pages(shape: Sequence[int], dtype: torch.dtype, *, is_zero: bool = False) -> Tensor:
+    """A tensor on the CPU with pages of its own when it is large; its values are not set, or 0 with ``is_zero``.
+
+    Large ones take no memory before something is written. Raises MemoryError.
+    """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE_BYTES:
-        return torch.empty(*shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(*shape)
+        return (torch.zeros if is_zero else torch.empty)(*shape, dtype=dtype)
+    try:
+        pages = mmap.mmap(-1, size)
+    except OSError as error:  # what a limit of the process or of the system looks like here
+        raise MemoryError(f"no memory for {size} bytes") from error
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from danlu.core.errors import ModelError
 from danlu.models.heads.pair import PairHeadConfig
 from danlu.models.network import ModelConfig, Network
 
@@ -69,3 +70,12 @@ def read_images(network: Network, images: Tensor) -> Tensor:
     lengths = network.embedding.lengths(images)  # pyright: ignore
     hidden = network.rows(images, lengths)
     return hidden if network.head is None else network.head(hidden, lengths)
+
+
+def pad_text(ids: list[int], config: PairConfig, pad_id: int | None) -> list[int]:
+    """A text as the text tower reads it; raises ModelError when it needs padding and there is none."""
+    if config.text_length is None:
+        return ids
+    if pad_id is None:
+        raise ModelError("The tokenizer has no padding token.", "Name its pad_token in tokenizer_config.json.")
+    return ids + [pad_id] * (config.text_length - len(ids))

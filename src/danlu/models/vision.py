@@ -13,7 +13,7 @@ from danlu.models.heads.classify import ClassifyHead
 from danlu.models.images import AnyImage, ImageProcessor
 from danlu.models.model import Model
 from danlu.models.network import Network
-from danlu.models.pair import PairNetwork, read_images
+from danlu.models.pair import PairNetwork, pad_text, read_images
 from danlu.text.tokenizer import TextTokenizer
 
 BATCH = 32
@@ -52,7 +52,7 @@ class ImageModel:
         if not isinstance(self.network, Network) or not isinstance(head, ClassifyHead):
             raise ModelError("This model has no labels of its own.", "Use choose(images, texts) with texts of yours.")
         probabilities = torch.cat([head.probabilities(out) for out in self._outputs(images)])
-        return [_ranked(head.config.labels, row, top) for row in probabilities]
+        return [ranked(head.config.labels, row, top) for row in probabilities]
 
     @torch.inference_mode()
     def embed(self, images: Sequence[AnyImage]) -> Tensor:
@@ -82,7 +82,7 @@ class ImageModel:
     def choose(self, images: Sequence[AnyImage], texts: Sequence[str]) -> list[dict[str, float]]:
         """Texts with their probabilities for each image, the likeliest first: classification without training."""
         probabilities = self._pair().head.probabilities(self.logits(images, texts))
-        return [_ranked(texts, row, None) for row in probabilities]
+        return [ranked(texts, row, None) for row in probabilities]
 
     def _outputs(self, images: Sequence[AnyImage]) -> Iterator[Tensor]:
         if not images:
@@ -99,18 +99,15 @@ class ImageModel:
     def _ids(self, pair: PairNetwork, text: str) -> list[int]:
         if self.tokenizer is None:
             raise ModelError("This model has no tokenizer.", "Put its tokenizer.json into the folder.")
-        config = pair.config
-        ids, _ = self.tokenizer.encode_with_specials(text, max_tokens=config.text.context_length)
-        if config.text_length is None:
-            return ids
-        pad = self.tokenizer.pad_id
-        if pad is None:
-            raise ModelError("The tokenizer has no padding token.", "Name its pad_token in tokenizer_config.json.")
-        return ids + [pad] * (config.text_length - len(ids))
+        ids, _ = self.tokenizer.encode_with_specials(text, max_tokens=pair.config.text.context_length)
+        return pad_text(ids, pair.config, self.tokenizer.pad_id)
 
 
-def _ranked(labels: Sequence[str], probabilities: Tensor, top: int | None) -> dict[str, float]:
-    """Classes of the same name count as one (ImageNet has two cranes)."""
+def ranked(labels: Sequence[str], probabilities: Tensor, top: int | None) -> dict[str, float]:
+    """Labels with their probabilities (C,), the likeliest first.
+
+    Classes of the same name count as one (ImageNet has two cranes).
+    """
     together: dict[str, float] = {}
     for label, value in zip(labels, probabilities.tolist(), strict=True):
         together[str(label)] = together.get(str(label), 0.0) + value

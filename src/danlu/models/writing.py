@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from danlu.text.tokenizer import TextStream, TextTokenizer
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Seeds of several samples of one request lie this far apart."""
+_NOTHING = Delta(text="")
 
 
 class Writing:
@@ -30,9 +31,11 @@ class Writing:
         defaults: GenerationDefaults | None = None,
         source_ids: Sequence[int] | None = None,
         sample: int = 0,
+        shown: Collection[str] = (),
     ) -> None:
         """``prompt_ids`` stand before the answer. With ``source_ids`` an encoder reads those, and the prompt is the one
-        token an answer starts with. ``sample`` tells the answers of one request apart. Without a tokenizer there is no
+        token an answer starts with. ``sample`` tells the answers of one request apart. ``shown`` are special
+        tokens that the text has all the same. Without a tokenizer there is no
         text, only ids. Raises RequestError for a prompt that leaves no room."""
         read = prompt_ids if source_ids is None else source_ids
         if not read:
@@ -53,6 +56,8 @@ class Writing:
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self.limit = min(options.max_tokens, context_length - len(prompt_ids))
+        self.cached_tokens = 0
+        """Tokens of the prompt that did not have to be read; whoever reads it says so."""
         seed = random.getrandbits(63) if options.seed is None else options.seed + sample * _SEED_STEP
         self.generator = torch.Generator().manual_seed(seed & (2**63 - 1))
         ends = frozenset() if tokenizer is None else tokenizer.end_ids
@@ -63,8 +68,9 @@ class Writing:
         self.is_plain = self.steering.is_idle and options.temperature == 0.0 and options.logprobs is None
         """Whether the likeliest token is all that is asked for."""
         self._tokenizer, self._context_length, self._defaults = tokenizer, context_length, defaults
-        self._stream = None if tokenizer is None else TextStream(tokenizer)
+        self._stream = None if tokenizer is None else TextStream(tokenizer, shown)
         self._held = ""  # text that may turn out to begin a stop string
+        self._sample, self._told, self._shown = sample, 0, shown
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +81,7 @@ class Writing:
     def usage(self) -> Usage:
         """Tokens so far."""
         read = self.prompt_ids if self.source_ids is None else self.source_ids
-        return Usage(prompt_tokens=len(read), completion_tokens=len(self.token_ids))
+        return Usage(prompt_tokens=len(read), completion_tokens=len(self.token_ids), cached_tokens=self.cached_tokens)
 
     def again(self, sample: int = 0) -> Writing:
         """The same request with nothing written; ``sample`` tells the answers of one request apart."""
@@ -87,10 +93,14 @@ class Writing:
             defaults=self._defaults,
             source_ids=self.source_ids,
             sample=sample,
+            shown=self._shown,
         )
 
-    def push(self, token_id: int) -> Delta:
-        """Take the next token; returns the text that became certain. The last delta carries reason and usage."""
+    def push(self, token_id: int, *, is_complete: bool = False) -> Delta:
+        """Take the next token; returns the text that became certain. The last delta carries reason and usage.
+
+        ``is_complete`` says that nothing can follow this token (what its grammar asks for is there).
+        """
         self.token_ids.append(token_id)
         is_full = len(self.token_ids) >= self.limit
         if token_id in self.steering.end_ids:
@@ -100,14 +110,18 @@ class Writing:
             self._held += self._stream.push(token_id)
         if (cut := self._find_stop()) is not None:
             return self._finish("stop", self._held[:cut])
-        if is_full:
+        if is_full or is_complete:
             self._held += self._rest()
             cut = self._find_stop()
-            return self._finish("length" if cut is None else "stop", self._held[:cut])
+            return self._finish("length" if cut is None and not is_complete else "stop", self._held[:cut])
         safe = len(self._held) - self._stop_overlap()
         piece, self._held = self._held[:safe], self._held[safe:]
         self.text += piece
-        return Delta(text=piece, logprobs=tuple(self.logprobs[-1:]))
+        if not piece and self.options.logprobs is None:
+            return _NOTHING
+        return Delta(
+            text=piece, logprobs=tuple(self.logprobs[-1:]), index=self._sample, token_ids=self._untold()
+        )  # fmt: skip
 
     def abort(self) -> Delta:
         """End here."""
@@ -132,7 +146,19 @@ class Writing:
         self.finish_reason = reason
         self.text += text
         last = () if reason == "abort" else tuple(self.logprobs[-1:])
-        return Delta(text=text, finish_reason=reason, usage=self.usage, logprobs=last)
+        return Delta(
+            text=text,
+            finish_reason=reason,
+            usage=self.usage,
+            logprobs=last,
+            index=self._sample,
+            token_ids=self._untold(),
+        )
+
+    def _untold(self) -> tuple[int, ...]:
+        """The tokens since the last piece."""
+        ids, self._told = tuple(self.token_ids[self._told :]), len(self.token_ids)
+        return ids
 
     def _find_stop(self) -> int | None:
         """Where the first stop string begins in the text not yet given out."""

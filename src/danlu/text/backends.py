@@ -107,13 +107,18 @@ def without_prefix(plain: Tokenizer) -> Tokenizer:
     return rest
 
 
+def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What the library does, in turn, to make text of tokens."""
+    return _steps(_state(tokenizer.decoder), "decoders")
+
+
 def fallback_bytes(tokenizer: Tokenizer, special: Container[str]) -> tuple[dict[int, bytes], bool] | None:
     """Of tokenizers that fall back to bytes: the bytes of every ordinary id, and whether texts lose a space in front.
 
     The library's own decoder marks every byte of a run as broken when one is. With these, only what cannot be read is
     marked, as for other tokenizers, and a character is readable as soon as its last byte is there.
     """
-    steps = _steps(_state(tokenizer.decoder), "decoders")
+    steps = decoder_steps(tokenizer)
     if not any(step["type"] == "ByteFallback" for step in steps):
         return None
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)

@@ -11,19 +11,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args
 
 from danlu.core.errors import DanluError, DataError, ModelError, RequestError
 from danlu.core.records import Message, Prompt, Role
+from danlu.text.chat_encoder import ANSWER_OPEN, CONTENT_CLOSE, CONTENT_OPEN, ChatEncoder, RenderedChat
 from danlu.text.template import GENERATION_CLOSE, GENERATION_OPEN, Template
 from danlu.text.tokenizer import TextTokenizer
+from danlu.text.tool_parser import ToolFormat
+from danlu.text.tools import Tool, as_plain, as_template_sees, calls_as_text, check_tools, detect_tool_format
 
-_OPEN, _OPEN_ANSWER, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters of Unicode: never part of real text
-_MARKS = re.compile(f"[{_OPEN}{_OPEN_ANSWER}{_CLOSE}{GENERATION_OPEN}{GENERATION_CLOSE}]")
-_CONTENT = f"[{_OPEN}{_OPEN_ANSWER}][^{_OPEN}{_OPEN_ANSWER}{_CLOSE}]*{_CLOSE}"
-_CONTENT_MARKS = re.compile(f"[{_OPEN}{_OPEN_ANSWER}{_CLOSE}]")
+_MARKS = re.compile(f"[{CONTENT_OPEN}{ANSWER_OPEN}{CONTENT_CLOSE}{GENERATION_OPEN}{GENERATION_CLOSE}]")
+_CONTENT = f"[{CONTENT_OPEN}{ANSWER_OPEN}][^{CONTENT_OPEN}{ANSWER_OPEN}{CONTENT_CLOSE}]*{CONTENT_CLOSE}"
+_CONTENT_MARKS = re.compile(f"[{CONTENT_OPEN}{ANSWER_OPEN}{CONTENT_CLOSE}]")
 _THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)", re.DOTALL)
 _ROLES = get_args(Role)
 
@@ -35,6 +36,7 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
         raise DataError(
             f"A row has messages {messages!r:.80}.", 'Give a list such as [{"role": "user", "content": "…"}, …].'
         )
+    messages = [_with_content(message) for message in messages]
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(f"A row has the message {message!r:.80}.", "Each needs role and content, both texts.")
@@ -43,12 +45,10 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-@dataclass(frozen=True)
-class RenderedChat:
-    """Ids of a conversation. ``is_answer[i]`` tells whether token i is one the assistant has to learn."""
-
-    ids: list[int]
-    is_answer: list[bool]
+def _with_content(message: Any) -> Any:
+    """An assistant may call functions and say nothing."""
+    is_silent = isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None
+    return {**message, "content": ""} if is_silent else message
 
 
 class ChatFormat:
@@ -64,20 +64,43 @@ class ChatFormat:
             raise RequestError("This model has no chat template.", "Use plain completions, or a chat-tuned model.")
         return Template(self.source)
 
+    @functools.cached_property
+    def knows_tools(self) -> bool:
+        """Whether the template itself describes functions and writes their calls; other models are told in a system
+        message."""
+        return detect_tool_format(self.source) is not None
+
+    @functools.cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of functions."""
+        return detect_tool_format(self.source) or "hermes"
+
+    @functools.cached_property
+    def starts_thinking(self) -> bool:
+        """Whether the template opens a thought, so that answers begin within it."""
+        return self._generation_prompt.rstrip().endswith("<think>")
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        ask: list[Message] = [{"role": "system", "content": "sys"}, {"role": "user", "content": "x"}]
+        try:
+            return "sys" in self._render(ask, ["sys", "x"], True, {})
+        except RequestError:
+            return False
+
     def _render(
         self,
-        messages: Sequence[Message],
+        turns: Sequence[Mapping[str, Any]],
         texts: Sequence[str],
         add_generation_prompt: bool,
-        variables: Mapping[str, Any] | None,
+        variables: Mapping[str, Any],
     ) -> str:
-        """The template's text with ``texts`` as the messages' contents."""
-        tokenizer = self.tokenizer
-        special = {"bos_token": "", "eos_token": "", **tokenizer.roles}
-        turns = [{**m, "content": text} for m, text in zip(messages, texts, strict=True)]
-        given = {"messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        """The template's text with ``texts`` as the turns' contents; ``variables`` may hold "tools"."""
+        special = {"bos_token": "", "eos_token": "", **self.tokenizer.roles}
+        messages = [{**turn, "content": text} for turn, text in zip(turns, texts, strict=True)]
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "documents": None}
         try:
-            return self._template.render({**(variables or {}), **special, **given})
+            return self._template.render({"tools": None, **variables, **special, **given})
         except DanluError:
             raise
         except Exception as error:  # a template can fail in every way that code can
@@ -91,13 +114,31 @@ class ChatFormat:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool,
-        variables: Mapping[str, str | int | float | bool] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] = (),
     ) -> RenderedChat:
         """Ids and answer mask. With ``add_generation_prompt`` the ids end where the assistant begins to write.
 
-        ``variables`` are the template's own switches, such as Qwen3's ``enable_thinking``; they are the operator's,
-        never a client's.
+        ``variables`` are the template's own switches, such as Qwen3's ``enable_thinking``: those that the operator
+        sets, or allows clients to set. ``tools`` are functions in OpenAI's form.
         """
+        text, has_calls = self._marked(messages, add_generation_prompt, {**(variables or {})}, tools)
+        if has_calls and not add_generation_prompt and GENERATION_OPEN not in text:
+            raise DataError(
+                "The chat template writes calls of functions in a way of its own, so they cannot be learnt.",
+                "Use a template with {% generation %} tags around what the assistant writes.",
+            )
+        return self._encode(text)
+
+    def _marked(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+        tools: Sequence[Tool],
+    ) -> tuple[str, bool]:
+        """The template's text, in which marks stand around whatever is not the template's own; and whether it has
+        calls outside the marks."""
         if not messages:
             raise RequestError("messages is empty.", "Send at least one message.", param="messages")
         for message in messages:
@@ -105,124 +146,101 @@ class ChatFormat:
                 raise RequestError(
                     f"A message has the role {message['role']!r}.", f"Known: {', '.join(_ROLES)}.", param="messages"
                 )
+        check_tools(tools)
+        has_calls = any("tool_calls" in message for message in messages)
+        variables = _unmarked({**variables, "tools": list(tools) or None})
+        if not self.knows_tools and (tools or has_calls):
+            messages, has_calls = as_plain(messages, tools, takes_system=self._takes_system), False
+            variables["tools"] = None
+        turns = as_template_sees(messages, self.tool_format) if has_calls or self.knows_tools else messages
+        plain = self._plain(turns, add_generation_prompt, variables)
+        if has_calls and self.tool_format == "hermes":
+            said = calls_as_text(messages)
+            if self._plain(said, add_generation_prompt, variables) == plain:  # calls are ordinary text of this model
+                messages, turns, has_calls = said, said, False
         contents = [_MARKS.sub("", message["content"]) for message in messages]
-        plain = _MARKS.sub("", self._render(messages, contents, add_generation_prompt, variables))
+        turns, variables = self._guarded(_unmarked(turns)), self._guarded(variables)
         for marked in _markings(messages, contents):
-            text = self._render(messages, marked, add_generation_prompt, variables)
+            text = self._render(turns, marked, add_generation_prompt, variables)
             if _MARKS.sub("", text) == plain and not _CONTENT_MARKS.search(re.sub(_CONTENT, "", text)):
-                return self._encode(text)
+                return text, has_calls
         raise ModelError(
             "The chat template changes message texts, so roles in them cannot be told apart safely.",
             "Use a template that inserts each content as it is.",
         )
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of whatever a model is asked to continue."""
+    def _plain(
+        self, turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> str:
+        """The template's text without marks."""
+        turns = _unmarked(turns)
+        contents = [turn["content"] for turn in turns]
+        return _MARKS.sub("", self._render(turns, contents, add_generation_prompt, variables))
+
+    def _guarded(self, value: Any) -> Any:
+        """Names, descriptions and arguments with marks around those that could spell a special token."""
+        if isinstance(value, str):
+            return f"{CONTENT_OPEN}{value}{CONTENT_CLOSE}" if self._suspicious.search(value) else value
+        if isinstance(value, Mapping):
+            return {self._guarded(key): self._guarded(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._guarded(inner) for inner in value]
+        return value
+
+    @functools.cached_property
+    def _suspicious(self) -> re.Pattern[str]:
+        """A special token, or a character that most words do without and special tokens have."""
+        names = self.tokenizer.special_ids
+        rare = sorted({c for name in names for c in name if not c.isalnum() and c not in " _-.,:"})
+        return re.compile("|".join(map(re.escape, [*rare, *names])) or "(?!)")
+
+    def prompt_ids(
+        self, prompt: Prompt, *, tools: Sequence[Tool] = (), options: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Ids of whatever a model is asked to continue.
+
+        Of ``options``, "add_generation_prompt" (True) and "continue_final_message" (False: the answer goes on with
+        the assistant's last message) are read here; the others are variables of the template.
+        """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        return self.render(prompt, add_generation_prompt=True).ids
+        variables = dict(options or {})
+        adds_prompt = bool(variables.pop("add_generation_prompt", True))
+        if not variables.pop("continue_final_message", False):
+            return self._encode(self._marked(prompt, adds_prompt, variables, tools)[0]).ids
+        if not prompt or prompt[-1]["role"] != "assistant" or not prompt[-1]["content"].strip():
+            raise RequestError(
+                "continue_final_message is set, but no assistant's text comes last.",
+                "End the messages with what the assistant has to go on with.", param="continue_final_message",
+            )  # fmt: skip
+        text, _ = self._marked(prompt, False, variables, tools)
+        return self._encode(text[: text.index(CONTENT_CLOSE, text.rindex(ANSWER_OPEN)) + 1]).ids
+
+    @functools.cached_property
+    def _generation_prompt(self) -> str:
+        """What the template adds for the assistant to go on: "<|im_start|>assistant\n", for example."""
+        ask: list[Message] = [{"role": "user", "content": "x"}]
+        try:
+            short, long = (self._render(ask, ["x"], prompt, {}) for prompt in (False, True))
+        except RequestError:
+            return ""
+        return long.removeprefix(short) if long.startswith(short) else ""
 
     @functools.cached_property
     def _answer_start(self) -> str:
-        """What stands between the generation prompt's last special token and an answer: "assistant\\n", for example."""
-        ask: list[Message] = [{"role": "user", "content": "x"}]
-        try:
-            short, long = (self._render(ask, ["x"], prompt, None) for prompt in (False, True))
-        except RequestError:
-            return ""
-        added = long.removeprefix(short) if long.startswith(short) else ""
+        """What stands between the generation prompt's last special token and an answer: "assistant\n", for example."""
+        added = self._generation_prompt
         specials = list(self._pieces.finditer(added))
         return added[specials[-1].end() :] if specials else ""
 
     def _encode(self, text: str) -> RenderedChat:
-        return _Encoder(self.tokenizer, self._answer_start, has_tags=GENERATION_OPEN in text).run(text, self._pieces)
+        return ChatEncoder(self.tokenizer, self._answer_start, has_tags=GENERATION_OPEN in text).run(text, self._pieces)
 
     @functools.cached_property
     def _pieces(self) -> re.Pattern[str]:
         """A marked content, an end of a generation block, or a special token outside a content."""
         names = sorted(self.tokenizer.special_ids, key=len, reverse=True)
         return re.compile("|".join([_CONTENT, GENERATION_OPEN, GENERATION_CLOSE, *map(re.escape, names)]))
-
-
-class _Encoder:
-    """One rendered text on its way to ids: special tokens where the template put them, the rest as ordinary text.
-
-    Answers are encoded apart from what surrounds them, as they are when the model writes them.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer, answer_start: str, *, has_tags: bool) -> None:
-        self.tokenizer = tokenizer
-        self.answer_start = answer_start
-        self.has_tags = has_tags
-        self.ids: list[int] = []
-        self.is_answer: list[bool] = []
-        self._pending = ""  # text that is not encoded yet
-        self._begins_text = True  # nothing stands between the pending text and the last special token, or the start
-        self._in_tags = False
-        self._after_answer = False  # an answer just ended: what ends it is learnt too
-
-    def run(self, text: str, pieces: re.Pattern[str]) -> RenderedChat:
-        position = 0
-        for match in pieces.finditer(text):
-            piece = match.group()
-            self._pending, position = self._pending + text[position : match.start()], match.end()
-            if piece[0] == _OPEN:
-                self._pending, self._after_answer = self._pending + piece[1:-1], False
-            elif piece[0] == _OPEN_ANSWER:
-                self._answer(piece[1:-1])
-            elif piece in (GENERATION_OPEN, GENERATION_CLOSE):
-                self._flush(self._in_tags)
-                self._in_tags = piece == GENERATION_OPEN
-            else:
-                self._special(self.tokenizer.special_ids[piece])
-        self._pending += text[position:]
-        self._flush(self._in_tags)
-        return RenderedChat(self.ids, self.is_answer)
-
-    def _answer(self, text: str) -> None:
-        if self.has_tags:
-            self._before_answer(learnt=self._in_tags)
-        elif self._after_answer and "</think>" in self._pending:  # between a thought and what was said
-            self._before_answer(learnt=True)
-        else:
-            start = self.answer_start
-            if start and self._begins_text and self._pending.startswith(start) and self._pending != start:
-                rest = self._pending[len(start) :]  # the template begins the answer, for example with <think>
-                self._pending = start
-                self._flush(False)
-                self._pending = rest
-                self._before_answer(learnt=True)
-            else:
-                self._before_answer(learnt=False)
-        self._pending += text
-        self._flush(self._in_tags if self.has_tags else True)
-        self._after_answer = True
-
-    def _before_answer(self, *, learnt: bool) -> None:
-        """Encode what stands before an answer; a space at its end joins the answer where words carry their spaces."""
-        if self.tokenizer.prefix == "never" or not self._pending.endswith(" "):
-            self._flush(learnt)
-            return
-        self._pending = self._pending[:-1]
-        self._flush(learnt)
-        self._pending = " "
-
-    def _special(self, index: int) -> None:
-        learnt = self._in_tags if self.has_tags else self._after_answer and not self._pending.strip()
-        self._flush(learnt)
-        self.ids.append(index)
-        self.is_answer.append(learnt)
-        self._begins_text, self._after_answer = True, False
-
-    def _flush(self, learnt: bool) -> None:
-        if not self._pending:
-            return
-        prefix = self.tokenizer.prefix
-        puts_space = self._begins_text and (prefix == "always" or not self.ids)
-        new = (self.tokenizer.encode if puts_space else self.tokenizer.encode_rest)(self._pending)
-        self.ids += new
-        self.is_answer += [learnt] * len(new)
-        self._pending, self._begins_text = "", False
 
 
 def _markings(messages: Sequence[Message], contents: Sequence[str]) -> Iterator[list[str]]:
@@ -233,20 +251,37 @@ def _markings(messages: Sequence[Message], contents: Sequence[str]) -> Iterator[
         marked: list[str] = []
         for message, text in zip(messages, contents, strict=True):
             is_answer = message["role"] == "assistant"
-            mark = _OPEN_ANSWER if is_answer else _OPEN
+            if not text and "tool_calls" in message:  # templates ask whether anything was said
+                marked.append("")
+                continue
+            mark = ANSWER_OPEN if is_answer else CONTENT_OPEN
             thought = _THOUGHT.match(text) if is_answer and splits_thoughts else None
             pieces = []
             if thought:
                 before, inside, after = thought.groups()
-                pieces, text = [before, f"{mark}{inside}{_CLOSE}" if inside else "", after], text[thought.end() :]
+                pieces, text = (
+                    [before, f"{mark}{inside}{CONTENT_CLOSE}" if inside else "", after],
+                    text[thought.end() :],
+                )
             strips = strips_answers if is_answer else strips_others
-            marked.append("".join(pieces) + (_mark_inside(mark, text) if strips else f"{mark}{text}{_CLOSE}"))
+            marked.append("".join(pieces) + (_mark_inside(mark, text) if strips else f"{mark}{text}{CONTENT_CLOSE}"))
         if tuple(marked) not in seen:
             seen.add(tuple(marked))
             yield marked
 
 
+def _unmarked(value: Any) -> Any:
+    """The same names and texts without characters that only marks have."""
+    if isinstance(value, str):
+        return _MARKS.sub("", value)
+    if isinstance(value, Mapping):
+        return {_unmarked(key): _unmarked(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unmarked(inner) for inner in value]
+    return value
+
+
 def _mark_inside(mark: str, text: str) -> str:
     core = text.strip()
     start = text.index(core)
-    return f"{text[:start]}{mark}{core}{_CLOSE}{text[start + len(core) :]}"
+    return f"{text[:start]}{mark}{core}{CONTENT_CLOSE}{text[start + len(core) :]}"

@@ -101,26 +101,41 @@ class TextTokenizer:
 
         With ``max_tokens`` the longer of both loses tokens at its end until all fit.
         """
-        encoding = self._framed(text, pair, max_tokens)
+        first = self._plain.encode(text, add_special_tokens=False)
+        second = None if pair is None else self._plain.encode(pair, add_special_tokens=False)
+        encoding = self._framed(first, second, max_tokens)
         return encoding.ids, encoding.type_ids
+
+    def encode_framed(
+        self, texts: Sequence[str | tuple[str, str]], *, max_tokens: int | None = None
+    ) -> list[Encoding]:  # fmt: skip
+        """``encode_with_specials`` of many texts and pairs at once, with offsets.
+
+        Python's lock is free meanwhile, so other threads go on.
+        """
+        begins = [text if isinstance(text, str) else text[0] for text in texts]
+        rests = [text[1] for text in texts if not isinstance(text, str)]
+        firsts = self._plain.encode_batch(begins, add_special_tokens=False)
+        seconds = iter(self._plain.encode_batch(rests, add_special_tokens=False))
+        pairs = (None if isinstance(text, str) else next(seconds) for text in texts)
+        return [self._framed(first, second, max_tokens) for first, second in zip(firsts, pairs, strict=True)]
 
     def encode_with_offsets(
         self, text: str, *, with_specials: bool = False, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the characters of ``text`` it stands for as (start, end); (0, 0) for special tokens."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
         if with_specials or max_tokens is not None:
-            encoding = self._framed(text, None, max_tokens, with_specials=with_specials)
-        else:
-            encoding = self._plain.encode(text, add_special_tokens=False)
+            encoding = self._framed(encoding, None, max_tokens, with_specials=with_specials)
         return encoding.ids, encoding.offsets
 
-    def _framed(self, text: str, pair: str | None, max_tokens: int | None, *, with_specials: bool = True) -> Encoding:
-        first = self._plain.encode(text, add_special_tokens=False)
-        second = None if pair is None else self._plain.encode(pair, add_special_tokens=False)
+    def _framed(
+        self, first: Encoding, second: Encoding | None, max_tokens: int | None, *, with_specials: bool = True
+    ) -> Encoding:
         if max_tokens is not None:
             room = max_tokens
             if with_specials:
-                room -= self._plain.num_special_tokens_to_add(pair is not None)
+                room -= self._plain.num_special_tokens_to_add(second is not None)
             if room < 0:
                 raise ModelError(f"max_tokens is {max_tokens}.", "The special tokens alone are more.")
             one, other = _share(room, len(first), 0 if second is None else len(second))
@@ -197,8 +212,10 @@ def _share(room: int, first: int, second: int) -> tuple[int, int]:
 class TextStream:
     """Ids arrive one by one; text comes out as soon as it is certain. The pieces join to ``decode`` of all ids."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, shown: Collection[str] = ()) -> None:
+        """``shown`` are special tokens whose names are to be seen, such as those around calls of tools."""
         self._tokenizer = tokenizer
+        self._shown = {tokenizer.special_ids[name]: name for name in shown if name in tokenizer.special_ids}
         self._left_out = frozenset(tokenizer.special_ids.values())
         self._num_ids = tokenizer.vocabulary_size
         self._window: list[int] = []  # the newest ids, and some before them that keep spacing right
@@ -207,6 +224,10 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; "" while a character is incomplete."""
+        if token_id in self._shown:
+            piece = self.finish() + self._shown[token_id]
+            self._window, self._num_whole, self._num_shown = [], 0, 0
+            return piece
         if token_id in self._left_out or token_id >= self._num_ids:  # models pad their vocabularies
             return ""
         self._window.append(token_id)

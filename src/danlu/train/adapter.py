@@ -9,28 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from danlu.core.errors import ModelError
-from danlu.core.files import read_json, write_json
+from danlu.core.files import write_json
 from danlu.models.heads.classify import ClassifyConfig
-from danlu.models.heads.embed import EmbedConfig
 from danlu.models.heads.lm import LMHeadConfig
 from danlu.models.heads.tag import TagConfig
 from danlu.models.inputs.tokens import TokensConfig
 from danlu.models.linear import rows_of_parts
+from danlu.models.lora import LoraConfig, LoraPart, means_linear
 from danlu.models.model import Model
+from danlu.models.peft import PEFT_ROOT, PeftFolder, bare_prefix, check_fits, copies_of, known_names, peft_name
 from danlu.models.tensors import save_tensors
 from danlu.models.untie import untie
 from danlu.models.weights import Source
-from danlu.train.lora import ALL, LoraConfig, LoraPart, add_lora, lora_layers, means_linear
-
-_ROOT = "base_model.model."
+from danlu.train.lora import add_lora, lora_layers
 
 
 def lora_state(model: Model) -> dict[str, Tensor]:
@@ -39,13 +34,13 @@ def lora_state(model: Model) -> dict[str, Tensor]:
     for ours, layer in lora_layers(model).items():
         for stem, tensors in zip(stems[ours], layer.tensors(), strict=True):
             state |= {f"{stem}.{name}": tensor.detach().clone() for name, tensor in tensors.items()}
-    copies = _copies(model)
+    copies = copies_of(model)
     for ours, (parameter, source) in _trained_beside(model).items():
         layer = model.network.get_submodule(ours.rpartition(".")[0])
         theirs = source.split(parameter.detach(), rows_of_parts(layer) if len(source.names) > 1 else ())
         theirs |= {copy: theirs[original] for copy, original in copies.items() if original in theirs}
         state |= {
-            _peft_name(model, name): tensor.clone(memory_format=torch.contiguous_format)
+            peft_name(model, name): tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in theirs.items()
         }
     return state
@@ -54,16 +49,7 @@ def lora_state(model: Model) -> dict[str, Tensor]:
 def load_lora_state(model: Model, state: Mapping[str, Tensor]) -> None:
     """The inverse of ``lora_state``; raises ModelError when a tensor is missing, unknown or misshapen."""
     expected = lora_state(model)
-    wrong = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "not of this model": sorted(state.keys() - expected.keys()),
-        "of another shape": sorted(n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape),
-    }
-    if any(wrong.values()):
-        found = "; ".join(
-            f"{len(n)} {what} ({', '.join(n[:3])}{', …' * (len(n) > 3)})" for what, n in wrong.items() if n
-        )
-        raise ModelError(f"The adapter does not fit this model: {found}.", "Was it trained on another base?")
+    check_fits({n: t.shape for n, t in expected.items()}, {n: t.shape for n, t in state.items()})
     stems = _stems(model)
     with torch.no_grad():
         for ours, layer in lora_layers(model).items():
@@ -71,7 +57,7 @@ def load_lora_state(model: Model, state: Mapping[str, Tensor]) -> None:
                 for name, tensor in tensors.items():
                     tensor.copy_(state[f"{stem}.{name}"])
         for parameter, source in _trained_beside(model).values():
-            parameter.copy_(source.join(lambda name: state[_peft_name(model, name)], parameter.shape))
+            parameter.copy_(source.join(lambda name: state[peft_name(model, name)], parameter.shape))
 
 
 def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> None:
@@ -79,7 +65,7 @@ def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> N
     folder.mkdir(parents=True, exist_ok=True)
     state = lora_state(model)
     save_tensors(state, folder / "adapter_model.safetensors")
-    parts = {name.removeprefix(_ROOT): part for name, part in _parts(model).items()}
+    parts = {name.removeprefix(PEFT_ROOT): part for name, part in _parts(model).items()}
     write_json(
         folder / "adapter_config.json",
         {
@@ -98,7 +84,7 @@ def save_adapter(model: Model, folder: Path, config: LoraConfig, base: str) -> N
             "inference_mode": True,
             "target_modules": _target_modules(model, parts.keys()),
             "modules_to_save": _modules_to_save(model, state.keys()) or None,
-            "ensure_weight_tying": any(_peft_name(model, copy) in state for copy in _copies(model)),
+            "ensure_weight_tying": any(peft_name(model, copy) in state for copy in copies_of(model)),
         },
     )
 
@@ -108,23 +94,10 @@ def load_adapter(model: Model, folder: Path) -> LoraConfig:
 
     A table of tokens that the adapter took apart from a tied head is untied here as well.
     """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no adapter_config.json.", "Give the folder of a PEFT adapter.")
-    theirs = read_json(path)
-    _check_honoured(path, theirs)
-    weights = folder / "adapter_model.safetensors"
-    try:
-        config = _read_config(theirs)
-        state = load_file(weights)
-    except KeyError as error:
-        raise ModelError(f"{path} lacks {error.args[0]!r}.", "Copy the adapter again.") from error
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no adapter_model.safetensors.", "Copy the adapter again.") from error
-    except SafetensorError as error:
-        raise ModelError(f"{weights} is damaged: {error}", "Copy the adapter again.") from error
+    found = PeftFolder(folder)
+    config, state = found.config, found.read_all()
     _untie_as(model, state)
-    known = {_peft_name(model, name): name for name in _known_names(model)}
+    known = {peft_name(model, name): name for name in known_names(model)}
     beside = {known[name].rpartition(".")[0] for name in state.keys() & known.keys()}
     config = replace(config, train_also=tuple(sorted(beside)))
     add_lora(model, config)
@@ -132,79 +105,16 @@ def load_adapter(model: Model, folder: Path) -> LoraConfig:
     return config
 
 
-_HONOURED: dict[str, Any] = {
-    "peft_type": "LORA", "bias": "none", "lora_bias": False, "layer_replication": None, "target_parameters": None,
-    "trainable_token_indices": None, "alora_invocation_tokens": None, "use_qalora": False, "use_bdlora": None,
-    "arrow_config": None, "kasa_config": None, "velora_config": None, "monteclora_config": None,
-}  # fmt: skip
-"""Keys of adapter_config.json that change the model, and the only value of each that is honoured."""
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin that leave a base of their own, which the adapter does not carry."""
-
-
-def _check_honoured(path: Path, theirs: Mapping[str, Any]) -> None:
-    """Raise ModelError for what would be computed wrongly."""
-    for key, value in _HONOURED.items():
-        if theirs.get(key, value) not in (value, None):
-            raise ModelError(f"{path}: {key} is {theirs[key]!r}.", f"Only {value!r} is supported so far.")
-    start = theirs.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_MOVES_THE_BASE):
-        raise ModelError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base too.",
-            "Convert it to plain LoRA with peft (path_initial_model_for_weight_conversion).",
-        )
-
-
-def _read_config(theirs: Mapping[str, Any]) -> LoraConfig:
-    """Raises KeyError when a key is missing that has no usual value."""
-    named, layers = theirs["target_modules"], theirs.get("layers_to_transform")
-    modules = {named} if isinstance(named, str) else set(named)
-    excluded = theirs.get("exclude_modules") or ()
-    return LoraConfig(
-        rank=theirs["r"],
-        alpha=theirs["lora_alpha"],
-        targets=(ALL,) if modules == {"all-linear"} else tuple(sorted(modules)),
-        exclude=(excluded,) if isinstance(excluded, str) else tuple(sorted(excluded)),
-        layers=(layers,) if isinstance(layers, int) else tuple(layers) if layers else None,
-        ranks=theirs.get("rank_pattern") or {},
-        alphas=theirs.get("alpha_pattern") or {},
-        rslora=bool(theirs.get("use_rslora")),
-        dora=bool(theirs.get("use_dora")),
-        dropout=theirs.get("lora_dropout") or 0.0,
-    )
-
-
 def _untie_as(model: Model, state: Mapping[str, Tensor]) -> None:
     """Untie table and head when an adapter has another of one than of the other, or only one."""
     if not isinstance(model.config.head, LMHeadConfig) or not model.config.is_tied:
         return
     table = model.architecture.weights(model.config)["embedding.tokens.weight"].names[0]
-    uses = [table, *(copy for copy, original in _copies(model).items() if original == table)]
-    found = [state.get(_peft_name(model, name)) for name in uses]
+    uses = [table, *(copy for copy, original in copies_of(model).items() if original == table)]
+    found = [state.get(peft_name(model, name)) for name in uses]
     given = [tensor for tensor in found if tensor is not None]
     if given and (len(given) < len(found) or not all(torch.equal(given[0], other) for other in given[1:])):
         untie(model)
-
-
-def _bare_prefix(model: Model) -> str:
-    """What names of this family begin with and this model's lack, since it has no head."""
-    return model.architecture.prefix if isinstance(model.config.head, type(None) | EmbedConfig) else ""
-
-
-def _peft_name(model: Model, theirs: str) -> str:
-    """A name of the checkpoint as PEFT writes it: it lacks a prefix where the model has no head."""
-    return _ROOT + theirs.removeprefix(_bare_prefix(model))
-
-
-def _copies(model: Model) -> Mapping[str, str]:
-    """Other names of tensors that are one: the other name → the one by which the checkpoint stores it."""
-    return model.architecture.copies(model.config)
-
-
-def _known_names(model: Model) -> set[str]:
-    """Every tensor of the checkpoint, tied ones under all their names."""
-    sources = model.architecture.weights(model.config).values()
-    return {name for source in sources for name in source.names} | _copies(model).keys()
 
 
 def _stems(model: Model) -> dict[str, list[str]]:
@@ -212,7 +122,7 @@ def _stems(model: Model) -> dict[str, list[str]]:
     names = model.architecture.weights(model.config)
     return {
         ours: [
-            _peft_name(model, theirs.removesuffix(".weight"))
+            peft_name(model, theirs.removesuffix(".weight"))
             for theirs, chosen in zip(names[f"{ours}.weight"].names, layer.chosen, strict=True)
             if chosen
         ]
@@ -242,7 +152,7 @@ def _trained_beside(model: Model) -> dict[str, tuple[nn.Parameter, Source]]:
 
 def _target_modules(model: Model, wanted: Set[str]) -> list[str]:
     """The shortest ends of names that mean the adapted projections and nothing else of the checkpoint."""
-    prefix = _bare_prefix(model)
+    prefix = bare_prefix(model)
     names = [name for source in model.architecture.weights(model.config).values() for name in source.names]
     stems = {name.removesuffix(".weight").removeprefix(prefix) for name in (*names, *model.unused)}
     ends: set[str] = set()
@@ -256,13 +166,13 @@ def _target_modules(model: Model, wanted: Set[str]) -> list[str]:
 
 def _modules_to_save(model: Model, state: Set[str]) -> list[str]:
     """The outermost modules of which every tensor trains beside the adapter, and single ones where none does."""
-    names = {_peft_name(model, name) for name in _known_names(model)}
+    names = {peft_name(model, name) for name in known_names(model)}
     beside, modules = names & state, set[str]()
     for name in beside:
         parts = name.split(".")
-        outer = [".".join(parts[:count]) for count in range(_ROOT.count(".") + 1, len(parts))]
+        outer = [".".join(parts[:count]) for count in range(PEFT_ROOT.count(".") + 1, len(parts))]
         whole = (module for module in outer if all(n in beside for n in names if n.startswith(f"{module}.")))
-        modules.add(next(whole, outer[-1]).removeprefix(_ROOT))
+        modules.add(next(whole, outer[-1]).removeprefix(PEFT_ROOT))
     return sorted(modules)
 
 

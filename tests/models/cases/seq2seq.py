@@ -25,11 +25,10 @@ from transformers import (
     T5Model,
 )
 
-from danlu.models.attend import DecodeAttend, PackedAttend, PrefillAttend, row_positions
-from danlu.models.cache import KVCache
+from danlu.models.attend import PackedAttend, row_positions
 from danlu.models.model import Model
 from danlu.models.network import EncoderDecoder
-from tests.models.case import Case, Side, Tokens
+from tests.models.case import Case, Side, Tokens, stepped
 from tests.models.peer import some_ids
 
 T5_SIZES: dict[str, Any] = {
@@ -75,17 +74,7 @@ class Pairs(Tokens):
 
     @torch.no_grad()
     def stepped(self, model: Model, rows: Sequence[Any]) -> list[Tensor]:
-        network, longest = model.network, max(len(target) for _, target in rows)
-        cache = KVCache(model.stack_config, len(rows), longest, torch.float32, model.device, 20)
-        first = [target[0] for _, target in rows]
-        attend = PrefillAttend(cache, 0, [1] * len(rows), memory=memory_of(model, rows))
-        found = [network(torch.tensor(first), torch.zeros(len(rows), dtype=torch.long), attend)]
-        for place in range(1, longest):
-            places = torch.full((len(rows),), place)
-            ids = torch.tensor([target[min(place, len(target) - 1)] for _, target in rows])
-            found.append(network(ids, places, DecodeAttend(cache, places)))
-        logits = network.logits(torch.stack(found, dim=1))  # (B, T, V)
-        return [row[: len(target)] for row, (_, target) in zip(logits, rows, strict=True)]
+        return stepped(model, [target for _, target in rows], [source for source, _ in rows])
 
 
 def memory_of(model: Model, rows: Sequence[Any]) -> Any:

@@ -1,50 +1,67 @@
-"""The engine against the reference sampler, its limits, and what goes wrong inside it, on a tiny random model."""
+"""The engine's thread: requests come and go from many threads, some fail, it drains and stops; nothing is left over."""
 
-import itertools
-import queue
+from __future__ import annotations
+
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import BertForSequenceClassification, BertModel
 
-from danlu.core.errors import ConfigError, DanluError, ModelError, OverloadedError, RequestError
-from danlu.core.records import Completion, Delta, GenerateOptions, Prompt
+from danlu.core.errors import DanluError, ModelError, OverloadedError, RequestError
+from danlu.core.records import Delta, GenerateOptions
 from danlu.models.load import load_model
 from danlu.models.loaded import LoadedModel
 from danlu.models.model import Model
-from danlu.serve.engine.engine import Engine, EngineConfig
+from danlu.models.paged import Segment
+from danlu.serve.engine.config import EngineConfig
+from danlu.serve.engine.engine import Engine
+from danlu.serve.engine.request import (
+    DetokenizeRequest,
+    Event,
+    Grammar,
+    Reading,
+    ReadRequest,
+    Reply,
+    ServingEngine,
+    TokenizeRequest,
+    TokenizerRequest,
+)
+from danlu.serve.engine.spec import ModelSpec
 from tests.models.cases.seq2seq import CASES
-from tests.tiny import shop_rows, write_tiny
+from tests.models.encoders import save_encoder, save_sentence
+from tests.serve.engine.hearing import (
+    LONG,
+    Gate,
+    Listener,
+    ask,
+    check_books,
+    eventually,
+    is_idle,
+    only_status,
+    resident_of,
+    submit,
+    throw_dice,
+    watch,
+    writer_of,
+)
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(60)]
 
-WORDS = [
-    "the",
-    "navy",
-    "silk",
-    "dress",
-    "has",
-    "pockets",
-    "and",
-    "sleeves",
-    "with",
+PROMPTS = [
+    "Once",
+    "the navy silk dress has",
+    "pockets and sleeves",
+    "丹炉 writes",
+    "with a loose fit while its soft",
     "a",
-    "loose",
-    "fit",
-    "while",
-    "its",
-    "soft",
-    "lining",
-    "keeps",
-    "you",
-    "warm",
 ]
-PROMPTS: list[Prompt] = [" ".join(itertools.islice(itertools.cycle(WORDS), i, i + 1 + 3 * i % 23)) for i in range(20)]
-PROMPTS += [[{"role": "user", "content": str(row["Title"])}] for row in shop_rows(6)]
-LONG = GenerateOptions(max_tokens=400)
+SHORT = GenerateOptions(max_tokens=6, ignore_eos=True)
+TEXTS = ("a dog", "the cat sat on the mat")
 
 
 @pytest.fixture(scope="module")
@@ -53,399 +70,352 @@ def model(tiny_folder: Path, one_thread: None) -> Model:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Model) -> list[Completion]:
-    """Every prompt alone, through the simplest sampler."""
-    return [LoadedModel(model).generate([prompt], GenerateOptions(max_tokens=40))[0] for prompt in PROMPTS]
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sentences")
+    save_encoder(folder, BertModel)
+    save_sentence(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    save_encoder(folder, BertForSequenceClassification, id2label={0: "good", 1: "bad", 2: "so-so"})
+    return folder
 
 
 @pytest.fixture
 def start(model: Model) -> Iterator[Callable[..., Engine]]:
-    """Start an engine; keyword arguments are EngineConfig's."""
+    """Start an engine; keyword arguments are EngineConfig's. At the end all its pages must be free."""
     engines: list[Engine] = []
 
-    def begin(**settings: int) -> Engine:
-        engines.append(Engine(model, config=EngineConfig(**settings)))
+    def begin(models: Any = model, **settings: Any) -> Engine:
+        config = EngineConfig(**{"cache_tokens": 4096, "max_rows": 8, "threads": 1, **settings})
+        engines.append(Engine(models, config))
         return engines[-1]
 
     yield begin
     for engine in engines:
+        writers = [resident.writer for resident in engine._residents.loaded if resident.writer is not None]
         engine.stop()
+        for writer in writers:
+            check_books(writer)
+            assert writer.status().cache_usage == 0.0
 
 
-class Listener:
-    """Keeps what an engine says about one request."""
-
-    def __init__(self) -> None:
-        self.events: list[Delta | DanluError] = []
-        self.begun, self.ended = threading.Event(), threading.Event()
-
-    def __call__(self, event: Delta | DanluError) -> None:
-        self.events.append(event)
-        self.begun.set()
-        if isinstance(event, DanluError) or event.finish_reason is not None:
-            self.ended.set()
-
-    def last(self) -> Delta | DanluError:
-        assert self.ended.wait(10)
-        return self.events[-1]
-
-    def reason(self) -> str | None:
-        last = self.last()
-        assert isinstance(last, Delta)
-        return last.finish_reason
-
-    def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Delta))
+def alone(model: Model, prompt: Any, options: GenerateOptions) -> str:
+    return LoadedModel(model).generate([prompt], options)[0].text
 
 
-def eventually(check: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        if check():
-            return True
-        time.sleep(0.002)
-    return False
+def status_of(error: DanluError) -> tuple[int, str | None]:
+    assert isinstance(error, RequestError)
+    return error.status, error.code
 
 
-def is_idle(engine: Engine) -> bool:
-    status = engine.status()
-    return (status.running, status.waiting, status.cache_usage, status.last_step_age_s) == (0, 0, 0.0, 0.0)
+# many callers
 
 
-# the same answers, whatever the batch
+def test_it_is_a_serving_engine(start: Callable[..., Engine]) -> None:
+    engine: ServingEngine = start()
+    (served,) = engine.models()
+    assert (served.name, served.abilities, served.context_length) == ("model", {"write"}, 1024)
+    assert engine.status().is_ready
 
 
-@pytest.mark.parametrize("max_rows", [1, 2, 8])
-def test_greedy_answers_are_the_reference_samplers_whatever_the_batch(
-    max_rows: int, start: Callable[..., Engine], reference: list[Completion]
+def test_eight_threads_at_once_each_hear_their_own_answers(start: Callable[..., Engine], model: Model) -> None:
+    options = GenerateOptions(max_tokens=12, temperature=0.8, seed=3)
+    expected = {prompt: alone(model, prompt, options) for prompt in PROMPTS}
+    engine = start(max_rows=5, step_tokens=20)
+    heard: list[tuple[str, Listener]] = []
+
+    def customer(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(6):
+            prompt = chance.choice(PROMPTS)
+            listener = submit(engine, ask(prompt, options, tenant=str(seed % 3)))
+            heard.append((prompt, listener))
+            if chance.random() < 0.5:
+                listener.last()
+
+    threads = [threading.Thread(target=customer, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [listener.text() for _, listener in heard] == [expected[prompt] for prompt, _ in heard]
+    assert len(heard) == 48
+    assert eventually(lambda: is_idle(engine))
+
+
+def test_models_that_write_and_models_that_read_are_served_side_by_side(
+    start: Callable[..., Engine], model: Model, sentences: Path, classifier: Path, tiny_folder: Path
 ) -> None:
-    assert {answer.finish_reason for answer in reference} == {"stop", "length"}  # both ways to end are compared
-    assert start(max_rows=max_rows).generate(PROMPTS, GenerateOptions(max_tokens=40)) == reference
-
-
-def test_a_small_prefill_budget_and_cache_change_no_answer(
-    start: Callable[..., Engine], reference: list[Completion]
-) -> None:
-    engine = start(max_rows=8, prefill_tokens=10, cache_tokens=200)
-    assert engine.generate(PROMPTS, GenerateOptions(max_tokens=40)) == reference
-    assert max(engine.status().steps_by_batch_size) < 8  # the cache, not max_rows, was the limit
-
-
-def test_a_cache_that_grows_in_rows_and_tokens_changes_no_answer(start: Callable[..., Engine], model: Model) -> None:
-    options = GenerateOptions(max_tokens=300)  # the cache begins with one row of 256 tokens
-    alone = [LoadedModel(model).generate([prompt], options)[0] for prompt in PROMPTS[:5]]
-    assert max(a.usage.prompt_tokens + a.usage.completion_tokens for a in alone) > 256
-    engine, listeners = start(max_rows=5), [Listener() for _ in range(5)]
-    for prompt, listener in zip(PROMPTS, listeners, strict=False):
-        engine.submit(prompt, options, listener)
-        listener.begun.wait(5)  # the next one joins while this one is being written
-    assert [listener.reason() for listener in listeners] == [a.finish_reason for a in alone]
-    assert [listener.text() for listener in listeners] == [a.text for a in alone]
-
-
-def test_rows_that_join_and_leave_in_the_middle_change_no_other_answer(
-    start: Callable[..., Engine], model: Model
-) -> None:
-    lengths = [3, 60, 1, 25, 2, 80, 7, 40, 1, 12]  # rows finish in the middle, so others move into their place
-    alone = [
-        LoadedModel(model).generate([prompt], GenerateOptions(max_tokens=length))[0].text
-        for prompt, length in zip(PROMPTS, lengths, strict=False)
-    ]
-    engine, listeners = start(max_rows=4), [Listener() for _ in lengths]
-    for prompt, length, listener in zip(PROMPTS, lengths, listeners, strict=False):
-        engine.submit(prompt, GenerateOptions(max_tokens=length), listener)
-    dropped = engine.submit(PROMPTS[11], LONG, Listener())
-    listeners[4].last()
-    dropped.cancel()
-    assert [listener.reason() is not None and listener.text() for listener in listeners] == alone
-
-
-def test_seeded_sampling_does_not_depend_on_the_batch(start: Callable[..., Engine], model: Model) -> None:
-    options = GenerateOptions(max_tokens=30, temperature=0.9, top_p=0.95, top_k=50, seed=7)
-    alone = [LoadedModel(model).generate([prompt], options)[0] for prompt in PROMPTS]
-    assert start(max_rows=8).generate(PROMPTS, options) == alone
-    assert start(max_rows=3).generate(PROMPTS, options) == alone
-    other = GenerateOptions(max_tokens=30, temperature=0.9, top_p=0.95, top_k=50, seed=8)
-    assert start(max_rows=8).generate(PROMPTS, other) != alone
-
-
-def test_sampling_without_a_seed_differs_from_call_to_call(start: Callable[..., Engine]) -> None:
-    options = GenerateOptions(max_tokens=30, temperature=1.0)
-    engine = start()
-    assert len({engine.generate([PROMPTS[3]], options)[0].text for _ in range(4)}) == 4
-
-
-# where an answer ends
-
-
-def test_the_pieces_of_a_stream_join_to_the_answer(start: Callable[..., Engine], reference: list[Completion]) -> None:
-    engine = start()
-    for prompt, answer in zip(PROMPTS[:6], reference, strict=False):
-        deltas = list(engine.stream(prompt, GenerateOptions(max_tokens=40)))
-        assert "".join(delta.text for delta in deltas) == answer.text
-        assert (deltas[-1].finish_reason, deltas[-1].usage) == (answer.finish_reason, answer.usage)
-        assert all(delta.finish_reason is None and delta.text for delta in deltas[:-1])
-
-
-def test_a_stop_text_across_token_borders_ends_the_answer_before_it(
-    start: Callable[..., Engine], model: Model, reference: list[Completion]
-) -> None:
-    engine, cut = start(), 0
-    for prompt, answer in zip(PROMPTS, reference, strict=True):
-        ids = [i for i in answer.token_ids if i not in model.chat.tokenizer.end_ids]
-        pieces = [model.chat.tokenizer.decode([i]) for i in ids]
-        border = next((i for i in range(8, len(ids) - 1) if pieces[i].isascii() and pieces[i + 1].isascii()), None)
-        if border is None:
-            continue
-        stop = pieces[border][-2:] + pieces[border + 1][:2]  # the end of one token and the start of the next
-        expected = answer.text[: answer.text.index(stop)]
-        options = GenerateOptions(max_tokens=40, stop=("never written", stop))
-        stopped = engine.generate([prompt], options)[0]
-        assert (stopped.text, stopped.finish_reason) == (expected, "stop")
-        assert "".join(delta.text for delta in engine.stream(prompt, options)) == expected
-        cut += 1
-    assert cut >= 5
-
-
-def test_text_held_back_for_a_stop_that_never_comes_is_given_out_at_the_end(
-    start: Callable[..., Engine], reference: list[Completion]
-) -> None:
-    answer = next(a for a in reference if a.finish_reason == "length" and a.text[-1:].isascii())
-    prompt = PROMPTS[reference.index(answer)]
-    options = GenerateOptions(max_tokens=40, stop=(answer.text[-1] + "\x00 more",))
-    assert start().generate([prompt], options)[0].text == answer.text
-
-
-def test_max_tokens_ends_with_length_and_an_end_token_with_stop(
-    start: Callable[..., Engine], reference: list[Completion]
-) -> None:
-    engine = start()
-    short = engine.generate(PROMPTS[:3], GenerateOptions(max_tokens=1))
-    assert [(a.finish_reason, a.usage.completion_tokens) for a in short] == [("length", 1)] * 3
-    ended = next(a for a in reference if a.finish_reason == "stop")
-    again = engine.generate([PROMPTS[reference.index(ended)]], LONG)[0]
-    assert (again.text, again.finish_reason) == (ended.text, "stop")
-
-
-def test_an_answer_that_fills_the_context_ends_with_length(tmp_path: Path) -> None:
-    model = load_model(write_tiny(tmp_path / "short", context=48, seed=1), precision="fp32")
-    with Engine(model) as engine:
-        prompts = ["x" * n for n in (1, 30, 46, 47)]
-        sizes = [len(model.chat.tokenizer.encode(prompt)) for prompt in prompts]
-        answers = engine.generate(prompts, GenerateOptions(max_tokens=1000))
-        assert [(a.finish_reason, a.usage.prompt_tokens) for a in answers] == [("length", size) for size in sizes]
-        assert [a.usage.prompt_tokens + a.usage.completion_tokens for a in answers] == [48] * 4
-        assert answers == LoadedModel(model).generate(prompts, GenerateOptions(max_tokens=1000))
-        with pytest.raises(RequestError, match=r"The prompt has 48 tokens; the model's context is 48") as caught:
-            engine.generate(["x" * 48])
-        assert caught.value.code == "context_length_exceeded"
-        assert caught.value.status == 400
+    models = {
+        "writer": model,
+        "other": ModelSpec(name="other", path=str(tiny_folder), precision="fp32"),
+        "sentences": ModelSpec(name="sentences", path=str(sentences), precision="fp32"),
+        "classes": ModelSpec(name="classes", path=str(classifier), precision="fp32"),
+    }
+    engine = start(models)
+    assert [served.name for served in engine.models()] == list(models)
+    writing = [submit(engine, ask(prompt, SHORT, model=name)) for prompt in PROMPTS for name in ("writer", "other")]
+    embed = submit(engine, ReadRequest(model="sentences", task="embed", texts=TEXTS))
+    classify = submit(engine, ReadRequest(model="classes", task="classify", texts=TEXTS))
+    assert [one.text() for one in writing[::2]] == [one.text() for one in writing[1::2]]
+    vectors, labels = embed.last(), classify.last()
+    assert isinstance(vectors, Reading)
+    assert isinstance(labels, Reading)
+    assert len(vectors.vectors) == 4 * 2 * vectors.width
+    assert [{label for label, _ in one} for one in labels.labels] == [{"good", "bad", "so-so"}] * 2
+    assert set(engine.status().models) == set(models)
+    assert eventually(lambda: is_idle(engine))
 
 
 # requests that are refused
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message", "param"),
+    ("prompt", "message", "status", "code"),
     [
-        ("", r"The prompt is empty\. Send at least one token", "prompt"),
-        ([], r"The prompt is empty", "prompt"),
-        ([1, 2, 9999], r"Token id 9999 is not of this model\. Ids are 0 to \d+", "prompt"),
-        ([1, -1], r"Token id -1 is not of this model", "prompt"),
-        ("x y " * 600, r"The prompt has \d+ tokens; the model's context is 1024, answer included\. Shorten", None),
+        ("", r"The prompt is empty\. Send at least one token", 400, None),
+        ([], r"is empty", 400, None),
+        ([1, 2, 9999], r"Token id 9999 is not of this model\. Ids are 0 to \d+", 400, None),
+        ([1, -1], r"Token id -1 is not of this model", 400, None),
+        (
+            "x y " * 600, r"The prompt has \d+ tokens; the model's context is 1024, answer included\. Shorten", 400,
+            "context_length_exceeded",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_prompt_that_cannot_be_answered_says_why(
-    prompt: str | list[int], message: str, param: str | None, start: Callable[..., Engine]
+    prompt: Any, message: str, status: int, code: str | None, start: Callable[..., Engine]
 ) -> None:
-    engine, listener = start(), Listener()
-    with pytest.raises(RequestError, match=message) as caught:
-        engine.submit(prompt, LONG, listener)
-    assert caught.value.status == 400
-    assert param is None or caught.value.param == param
-    assert listener.events == []
+    engine = start()
+    listener = submit(engine, ask(prompt))
+    assert listener.ended.is_set()
+    with pytest.raises(RequestError, match=message):
+        raise listener.error()
+    assert status_of(listener.error()) == (status, code)
+    assert len(listener.events) == 1
     assert is_idle(engine)
 
 
-def test_token_ids_are_a_prompt_too(start: Callable[..., Engine], model: Model, reference: list[Completion]) -> None:
-    listener = Listener()
-    ticket = start().submit(model.chat.prompt_ids(PROMPTS[2]), GenerateOptions(max_tokens=40), listener)
-    assert listener.reason() == reference[2].finish_reason
-    assert listener.text() == reference[2].text
-    assert ticket.prompt_tokens == reference[2].usage.prompt_tokens
+@pytest.mark.parametrize(
+    ("fields", "message", "param"),
+    [
+        ({"model": "gpt-9"}, r"There is no model 'gpt-9'\. This server has 'model'", "model"),
+        ({"options": GenerateOptions(logit_bias={1: 1.0, 420: 1.0})}, r"logit_bias has token id 420\.", None),
+        ({"options": GenerateOptions(stop_token_ids=(-1,), min_tokens=2)}, r"stop_token_ids has token id -1", None),
+        ({"options": GenerateOptions(n=9)}, r"n is 9; this server writes 8 answers at a time", "n"),
+        ({"options": GenerateOptions(num_beams=9)}, r"num_beams is 9; this server writes 8", "num_beams"),
+        (
+            {"options": GenerateOptions(num_beams=8, max_tokens=1000)}, r"takes up to \d+ tokens of the key",
+            None,
+        ),
+        ({"options": GenerateOptions(penalty_alpha=0.5, top_k=4)}, r"contrastive search is not", "penalty_alpha"),
+        (
+            {"options": GenerateOptions(num_beams=2), "grammar": Grammar(kind="json_object")},
+            r"num_beams is 2 and the answer has a grammar\. Use one of them", "num_beams",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_do_is_refused_at_once_and_hurts_nobody(
+    fields: dict[str, Any], message: str, param: str | None, start: Callable[..., Engine], model: Model
+) -> None:
+    engine = start()
+    other = submit(engine, ask(PROMPTS[1], LONG))
+    fields = {"options": LONG, **fields}
+    refused = submit(engine, ask(PROMPTS[0], fields.pop("options"), **fields))
+    with pytest.raises(RequestError, match=message):
+        raise refused.error()
+    error = refused.error()
+    assert isinstance(error, RequestError)
+    assert param is None or error.param == param
+    assert other.text() == alone(model, PROMPTS[1], LONG)
 
 
-@pytest.mark.parametrize("name", ["max_rows", "max_waiting", "max_waiting_tokens", "prefill_tokens", "cache_tokens"])
-def test_a_limit_below_one_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is 0. Use 1 or more"):
-        EngineConfig(**{name: 0})
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(kind="regex", text="(" * 500),
+        Grammar(kind="json_schema", text='{"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}'),
+        Grammar(kind="lark", text="start: nothing"),
+        Grammar(kind="choice", text="[]"),
+        Grammar(kind="regex", text="(a{1,1000}){1,1000}" * 100),
+        Grammar(kind="json_schema", text="x" * 100_000),
+    ],
+)
+def test_a_hostile_grammar_fails_alone(grammar: Grammar, start: Callable[..., Engine], model: Model) -> None:
+    engine = start(grammar_timeout_s=0.3)
+    other = submit(engine, ask(PROMPTS[1], LONG))
+    hostile = submit(engine, ask(PROMPTS[0], SHORT, grammar=grammar))
+    assert status_of(hostile.error())[0] == 400
+    assert other.text() == alone(model, PROMPTS[1], LONG)
+    assert engine.status().is_ready
 
 
-class Gate:
-    """Holds the engine's thread before a step until it is opened."""
+def test_a_model_is_asked_only_for_what_it_can_do(start: Callable[..., Engine], model: Model, sentences: Path) -> None:
+    engine = start({"w": model, "s": ModelSpec(name="s", path=str(sentences), precision="fp32")})
+    embed = submit(engine, ReadRequest(model="w", task="embed", texts=TEXTS))
+    with pytest.raises(RequestError, match=r"'w' cannot embed\. It can: write\."):
+        raise embed.error()
+    assert status_of(embed.error()) == (400, "unsupported_task")
+    with pytest.raises(RequestError, match=r"'s' writes no text\. It can: embed, score\."):
+        raise submit(engine, ask("a", model="s")).error()
 
-    def __init__(self, engine: Engine) -> None:
-        self._open, self.arrived = threading.Event(), threading.Event()
-        step = engine._step
 
-        def gated(newcomers: Sequence[object]) -> None:
-            self.arrived.set()
-            assert self._open.wait(10)
-            step(newcomers)  # pyright: ignore[reportArgumentType]
+def test_models_without_a_head_are_not_served(tmp_path: Path) -> None:
+    CASES["t5-encoder"].make().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="This model writes no text: it has no head"):
+        Engine(load_model(tmp_path / "encoder", precision="fp32", with_tokenizer=False), EngineConfig(threads=1))
 
-        engine._step = gated
 
-    def open(self) -> None:
-        self._open.set()
+def test_a_source_has_no_log_probabilities_of_its_own(tmp_path: Path, start: Callable[..., Engine]) -> None:
+    CASES["bart"].make().save_pretrained(tmp_path)
+    engine = start(load_model(tmp_path, precision="fp32", with_tokenizer=False))
+    listener = submit(engine, ask([5, 6, 7], SHORT, prompt_logprobs=1))
+    with pytest.raises(RequestError, match="prompt_logprobs is 1, but this model reads a source"):
+        raise listener.error()
+    long_source = submit(engine, ask([5] * 60, SHORT))
+    with pytest.raises(RequestError, match="The source has 60 tokens; the model reads 40"):
+        raise long_source.error()
+
+
+# full queues
 
 
 def test_a_full_queue_refuses_with_429_and_recovers(start: Callable[..., Engine]) -> None:
     engine = start(max_rows=1, max_waiting=2)
-    gate, listeners = Gate(engine), [Listener() for _ in range(3)]
-    engine.submit("first", GenerateOptions(max_tokens=2), listeners[0])
-    assert gate.arrived.wait(5)
-    for listener in listeners[1:]:
-        engine.submit("next", GenerateOptions(max_tokens=2), listener)
-    assert engine.status().waiting == 2
-    with pytest.raises(OverloadedError, match=r"The queue is full: 2 requests wait\. Try again") as caught:
-        engine.submit("one too many", LONG, Listener())
-    assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
-    gate.open()
-    assert [listener.reason() for listener in listeners] == ["length"] * 3
-    assert engine.generate(["again"], GenerateOptions(max_tokens=2))[0].finish_reason == "length"
-
-
-def test_queued_prompt_tokens_are_bounded_but_one_long_prompt_may_wait(start: Callable[..., Engine]) -> None:
-    engine = start(max_rows=1, max_waiting_tokens=20)
     gate = Gate(engine)
-    engine.submit("first", GenerateOptions(max_tokens=2), Listener())
+    first = submit(engine, ask("first", SHORT))
     assert gate.arrived.wait(5)
-    listener = Listener()
-    engine.submit("x" * 100, GenerateOptions(max_tokens=2), listener)
-    with pytest.raises(OverloadedError, match="The queue is full: 1 requests wait"):
-        engine.submit("small", GenerateOptions(max_tokens=2), Listener())
+    queued = [submit(engine, ask("next", SHORT)) for _ in range(2)]
+    refused = submit(engine, ask("one too many"))
     gate.open()
-    assert listener.reason() == "length"
+    error = refused.error()
+    assert isinstance(error, OverloadedError)
+    assert status_of(error) == (429, "rate_limit_exceeded")
+    assert error.retry_after_s >= 1
+    assert [listener.reason() for listener in (first, *queued)] == ["length"] * 3
+    assert submit(engine, ask("again", SHORT)).reason() == "length"
 
 
 def test_cancelled_requests_make_room_in_the_queue(start: Callable[..., Engine]) -> None:
     engine = start(max_rows=1, max_waiting=1)
     gate = Gate(engine)
-    engine.submit("first", GenerateOptions(max_tokens=2), Listener())
+    submit(engine, ask("first", SHORT))
     assert gate.arrived.wait(5)
-    for _ in range(5):
-        engine.submit("changes their mind", LONG, Listener()).cancel()
-    assert engine.status().waiting == 0
-    listener = Listener()
-    engine.submit("stays", GenerateOptions(max_tokens=2), listener)
+    gone = submit(engine, ask("changes their mind"))
+    gone.ticket.cancel()
     gate.open()
-    assert listener.reason() == "length"
-
-
-@pytest.mark.parametrize("limits", [{"max_waiting": 1}, {"max_waiting_tokens": 30}, {"max_rows": 1, "max_waiting": 3}])
-def test_generate_takes_more_prompts_than_the_queue_holds(
-    limits: dict[str, int], start: Callable[..., Engine], reference: list[Completion]
-) -> None:
-    done: list[int] = []
-    engine = start(**{"max_rows": 4, **limits})
-    assert engine.generate(PROMPTS, GenerateOptions(max_tokens=40), done.append) == reference
-    assert sum(done) == len(PROMPTS)
+    assert gone.reason() == "abort"
+    assert submit(engine, ask("stays", SHORT)).reason() == "length"
 
 
 # requests that end early
 
 
-def test_a_running_request_that_is_cancelled_ends_with_abort_and_frees_its_row(
-    start: Callable[..., Engine], model: Model
+def test_a_cancel_is_heard_wherever_the_request_is(start: Callable[..., Engine], model: Model) -> None:
+    engine = start(max_rows=2)
+    writing, other = submit(engine, ask(PROMPTS[4])), submit(engine, ask(PROMPTS[1], LONG))
+    queued = submit(engine, ask(PROMPTS[2]))
+    queued.ticket.cancel()
+    assert queued.reason() == "abort"
+    assert len(queued.events) == 1
+    assert writing.begun.wait(5)
+    writing.ticket.cancel()
+    assert writing.reason() == "abort"
+    assert writing.usage().completion_tokens < 400
+    assert alone(model, PROMPTS[4], LONG).startswith(writing.text().rstrip("\ufffd"))
+    writing.ticket.cancel()  # does nothing any more
+    assert other.text() == alone(model, PROMPTS[1], LONG)
+    assert eventually(lambda: is_idle(engine))
+
+
+def test_a_cancel_between_two_looks_into_the_inbox_is_not_lost(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, listener, other = start(max_rows=2), Listener(), Listener()
-    ticket = engine.submit(PROMPTS[4], LONG, listener)
-    engine.submit(PROMPTS[5], GenerateOptions(max_tokens=100), other)
-    assert listener.begun.wait(5)
-    ticket.cancel()
-    assert listener.reason() == "abort"
-    last = listener.last()
-    assert isinstance(last, Delta)
-    assert last.usage is not None
-    assert last.usage.completion_tokens < 400
-    whole = LoadedModel(model).generate([PROMPTS[4]], LONG)[0].text
-    assert whole.startswith(listener.text().rstrip("\ufffd"))
-    assert other.reason() == "length"
-    ticket.cancel()  # does nothing any more
+    engine = start(max_rows=1)
+    turn, late = engine._turn, []
+
+    def turn_that_is_overtaken(now: float) -> None:
+        if not late:
+            late.append(submit(engine, ask(PROMPTS[2])))
+            late[0].ticket.cancel()  # after the inbox was emptied, before cancels are looked at
+        turn(now)
+
+    monkeypatch.setattr(engine, "_turn", turn_that_is_overtaken)
+    submit(engine, ask(PROMPTS[1], SHORT))
+    assert eventually(lambda: len(late) > 0)
+    assert late[0].reason() == "abort"
+    assert late[0].usage().completion_tokens == 0
+
+
+def test_a_read_that_is_cancelled_hears_so(start: Callable[..., Engine], sentences: Path) -> None:
+    engine = start(load_model(sentences, precision="fp32"), read_wait_ms=500.0)
+    listener = submit(engine, ReadRequest(model="model", task="embed", texts=TEXTS))
+    listener.ticket.cancel()
+    assert status_of(listener.error()) == (499, "cancelled")
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.05])
+def test_a_request_whose_time_is_over_hears_504(start: Callable[..., Engine], timeout_s: float) -> None:
+    engine = start(max_rows=1, request_timeout_s=60.0)
+    watch(writer_of(engine), lambda segments: time.sleep(0.002))
+    running = submit(engine, ask(PROMPTS[1], LONG))
+    queued = submit(engine, ask(PROMPTS[2], timeout_s=timeout_s))
+    assert status_of(queued.error()) == (504, "timeout")
+    running.ticket.cancel()
+    writing = submit(engine, ask(PROMPTS[2], GenerateOptions(max_tokens=900, ignore_eos=True), timeout_s=0.1))
+    assert status_of(writing.error()) == (504, "timeout")
     assert eventually(lambda: is_idle(engine))
-    assert listener.events[-1] is last
 
 
-def test_a_queued_request_that_is_cancelled_ends_before_the_next_step_although_it_is_not_first(
-    start: Callable[..., Engine],
-) -> None:
-    engine, first, second, third = start(max_rows=1), Listener(), Listener(), Listener()
-    ticket = engine.submit(PROMPTS[4], LONG, first)
-    engine.submit(PROMPTS[5], LONG, second)
-    engine.submit(PROMPTS[6], LONG, third).cancel()
-    assert third.reason() == "abort"
-    assert not first.ended.is_set()
-    assert not second.ended.is_set()
-    assert len(third.events) == 1
-    ticket.cancel()
-    assert second.reason() in ("length", "stop")
+def test_the_time_limit_of_the_server_is_for_who_sets_none(start: Callable[..., Engine]) -> None:
+    engine = start(request_timeout_s=0.05)
+    watch(writer_of(engine), lambda segments: time.sleep(0.002))
+    assert status_of(submit(engine, ask(PROMPTS[2])).error()) == (504, "timeout")
+    assert submit(engine, ask(PROMPTS[2], SHORT, timeout_s=30.0)).reason() == "length"
 
 
-def test_leaving_a_stream_early_cancels_it(start: Callable[..., Engine]) -> None:
-    engine = start()
-    stream = engine.stream(PROMPTS[4], LONG)
-    next(stream)
-    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert eventually(lambda: is_idle(engine))
-    assert engine.status().generated_tokens < 400
-
-
-def test_a_prompt_that_is_refused_cancels_the_others_of_its_call(start: Callable[..., Engine]) -> None:
-    engine = start()
-    with pytest.raises(RequestError, match="The prompt is empty"):
-        engine.generate([PROMPTS[4], PROMPTS[5], ""], LONG)
-    assert eventually(lambda: is_idle(engine))
+# the end of the engine
 
 
 def test_stopping_lets_answers_finish_within_the_drain_and_takes_no_more(
     start: Callable[..., Engine], model: Model
 ) -> None:
-    engine, listeners = start(max_rows=2), [Listener() for _ in range(4)]
+    engine = start(max_rows=2)
     options = GenerateOptions(max_tokens=20)
-    for prompt, listener in zip(PROMPTS, listeners, strict=False):
-        engine.submit(prompt, options, listener)
+    listeners = [submit(engine, ask(prompt, options)) for prompt in PROMPTS]
     engine.stop(drain_s=10)
-    assert [listener.text() for listener in listeners] == [
-        LoadedModel(model).generate([prompt], options)[0].text for prompt in PROMPTS[:4]
-    ]
+    assert [listener.text() for listener in listeners] == [alone(model, prompt, options) for prompt in PROMPTS]
     assert not engine.status().is_ready
-    with pytest.raises(RequestError, match=r"The engine is stopping\. Try again soon") as caught:
-        engine.submit("late", options, Listener())
-    assert caught.value.status == 503
+    late = submit(engine, ask("late"))
+    with pytest.raises(RequestError, match=r"The engine is stopping\. Try again soon"):
+        raise late.error()
+    assert status_of(late.error())[0] == 503
     engine.stop(drain_s=10)  # again does nothing
 
 
-def test_a_drain_that_is_over_ends_running_and_queued_requests_with_abort(start: Callable[..., Engine]) -> None:
-    engine, listeners = start(max_rows=1), [Listener() for _ in range(3)]
+@pytest.mark.parametrize("several", [GenerateOptions(n=3, temperature=1.0), GenerateOptions(n=3, num_beams=4)])
+def test_a_drain_that_is_over_ends_running_and_queued_requests_with_abort(
+    start: Callable[..., Engine], several: GenerateOptions
+) -> None:
+    engine = start(max_rows=4)
     gate = Gate(engine)
-    for listener in listeners:
-        engine.submit(PROMPTS[4], LONG, listener)
+    listeners = [submit(engine, ask(PROMPTS[4], LONG)) for _ in range(2)]
+    listeners += [submit(engine, ask(PROMPTS[4], several)) for _ in range(2)]
     threading.Timer(0.05, gate.open).start()
     engine.stop(drain_s=0.01)
-    assert [listener.reason() for listener in listeners] == ["abort"] * 3
+    assert [listener.reason() for listener in listeners] == ["abort"] * 4
+    assert [listeners[3].reason(index) for index in range(3)] == ["abort"] * 3
     assert is_idle(engine)
 
 
 def test_a_second_stop_shortens_the_first_and_never_lengthens_it(start: Callable[..., Engine]) -> None:
-    engine, listener = start(), Listener()
-    step = engine._step
-
-    def slow(newcomers: Sequence[object]) -> None:
-        time.sleep(0.02)
-        step(newcomers)  # pyright: ignore[reportArgumentType]
-
-    engine._step = slow
-    engine.submit(PROMPTS[4], LONG, listener)
+    engine = start()
+    watch(writer_of(engine), lambda segments: time.sleep(0.02))
+    listener = submit(engine, ask(PROMPTS[4]))
     first = threading.Thread(target=engine.stop, args=(60.0,))
     started = time.monotonic()
     first.start()
@@ -457,186 +427,273 @@ def test_a_second_stop_shortens_the_first_and_never_lengthens_it(start: Callable
     engine.stop(60.0)
 
 
+def test_an_idle_engine_stops_at_once_however_long_it_may_drain(start: Callable[..., Engine]) -> None:
+    engine = start()
+    started = time.monotonic()
+    engine.stop(60.0)
+    assert time.monotonic() - started < 5
+
+
 # what goes wrong inside
 
 
+class Breaks:
+    """Fails the next passes, one for each error."""
+
+    def __init__(self, engine: Engine, errors: Sequence[BaseException], name: str = "model") -> None:
+        self.errors = list(errors)
+        watch(writer_of(engine, name), self._hurt)
+
+    def _hurt(self, segments: Sequence[Segment]) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
 def test_a_step_that_fails_tells_its_callers_nothing_of_our_insides_and_the_engine_goes_on(
-    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine, failures = start(), [RuntimeError("secret 0xdead"), MemoryError()]
-    prefill = engine._runner.prefill
-
-    def broken(newcomers: Sequence[object]) -> list[int]:
-        if failures:
-            raise failures.pop(0)
-        return prefill(newcomers)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(engine._runner, "prefill", broken)
+    engine = start()
+    Breaks(engine, [RuntimeError("secret 0xdead"), MemoryError()])
     with pytest.raises(RequestError, match=r"^The engine failed on a step\. Try again\.$") as caught:
-        engine.generate(["a", "b"], GenerateOptions(max_tokens=3))
+        engine.generate(["a"], SHORT)
     assert caught.value.status == 500
     assert "secret 0xdead" in caplog.text  # the log has it
     with pytest.raises(RequestError, match=r"^The model ran out of memory\. Try again\.$"):
-        list(engine.stream("a", GenerateOptions(max_tokens=3)))
-    assert engine.generate(["a"], GenerateOptions(max_tokens=3))[0].usage.completion_tokens == 3
+        list(engine.stream("a", SHORT))
+    assert engine.generate(["a"], SHORT)[0].usage.completion_tokens == 6
     assert engine.status().is_ready
     assert is_idle(engine)
 
 
+def test_those_who_wait_and_other_models_go_on_when_a_step_fails(start: Callable[..., Engine], model: Model) -> None:
+    engine = start({"a": model, "b": model}, max_rows=1)
+    Breaks(engine, [RuntimeError("once")], "a")
+    other = submit(engine, ask(PROMPTS[1], LONG, model="b"))
+    failed, waiting = (submit(engine, ask(PROMPTS[2], SHORT, model="a")) for _ in range(2))
+    assert status_of(failed.error())[0] == 500
+    assert waiting.text() == alone(model, PROMPTS[2], SHORT)
+    assert other.text() == alone(model, PROMPTS[1], LONG)
+
+
 def test_after_three_failed_steps_in_a_row_the_engine_is_not_ready_and_refuses(
-    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Engine], model: Model
 ) -> None:
-    engine = start(max_rows=1)
-
-    def broken(newcomers: Sequence[object]) -> list[int]:
-        raise RuntimeError("always")
-
-    monkeypatch.setattr(engine._runner, "prefill", broken)
-    gate, listeners = Gate(engine), [Listener() for _ in range(5)]
-    for listener in listeners:
-        engine.submit("a", LONG, listener)
-    gate.open()
+    engine = start({"model": model, "fine": model}, max_rows=1)
+    Breaks(engine, [RuntimeError("always")] * 100)
+    fine = submit(engine, ask(PROMPTS[1], GenerateOptions(max_tokens=900, ignore_eos=True), model="fine"))
+    listeners = [submit(engine, ask("a")) for _ in range(5)]
     assert all(isinstance(listener.last(), RequestError) for listener in listeners)  # the queued ones too
+    assert isinstance(fine.last(), RequestError)
     assert eventually(lambda: not engine.status().is_ready)
     status = engine.status()
-    assert (status.running, status.waiting, status.last_step_age_s) == (0, 0, float("inf"))
-    with pytest.raises(RequestError, match="The engine has failed") as caught:
-        engine.submit("a", LONG, Listener())
-    assert caught.value.status == 503
+    assert (status.models["model"].running, status.models["model"].waiting) == (0, 0)
+    assert status.last_step_age_s == float("inf")
+    late = submit(engine, ask("a"))
+    with pytest.raises(RequestError, match="The engine has failed"):
+        raise late.error()
+    assert status_of(late.error())[0] == 503
     engine.stop(1.0)
+
+
+def test_steps_that_fail_now_and_then_do_not_add_up(start: Callable[..., Engine]) -> None:
+    engine = start()
+    breaks = Breaks(engine, [])
+    for _ in range(4):
+        breaks.errors.append(RuntimeError("now and then"))
+        assert status_of(submit(engine, ask("a", SHORT)).error())[0] == 500
+        assert submit(engine, ask("a", SHORT)).reason() == "length"
+    assert engine.status().is_ready
+
+
+def test_a_bug_between_steps_leaves_nobody_waiting(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def broken(*_: object) -> None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(writer_of(engine), "add", broken)
+    listener = submit(engine, ask("a"))
+    assert eventually(lambda: not engine.status().is_ready)
+    assert status_of(listener.error())[0] == 500
+
+
+def test_a_bug_in_what_reads_requests_hurts_only_the_request(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def broken(*_: object) -> None:
+        raise KeyError("bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resident_of(engine), "prepare", broken)
+        assert status_of(submit(engine, ask("a")).error())[0] == 500
+    assert submit(engine, ask("a", SHORT)).reason() == "length"
 
 
 def test_a_listener_that_raises_hurts_no_other_request(
     start: Callable[..., Engine], model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(event: Delta | DanluError) -> None:
+    def broken(event: Event) -> None:
         raise ValueError("listener")
 
-    engine, good = start(), Listener()
-    engine.submit(PROMPTS[4], GenerateOptions(max_tokens=20), broken)
-    engine.submit(PROMPTS[5], GenerateOptions(max_tokens=20), good)
-    engine.submit(PROMPTS[6], LONG, broken).cancel()
-    assert good.reason() == "length"
-    assert good.text() == LoadedModel(model).generate([PROMPTS[5]], GenerateOptions(max_tokens=20))[0].text
+    engine = start()
+    engine.submit(ask(PROMPTS[4], SHORT), broken)
+    good = submit(engine, ask(PROMPTS[1], LONG))
+    engine.submit(ask(PROMPTS[2]), broken).cancel()
+    assert good.text() == alone(model, PROMPTS[1], LONG)
     assert eventually(lambda: is_idle(engine))
-    assert engine.status().is_ready
     assert "a listener of the engine failed" in caplog.text
 
 
-def test_300_submits_and_cancels_from_several_threads_leave_nothing_behind(start: Callable[..., Engine]) -> None:
-    engine, listeners = start(max_rows=5, max_waiting=40, prefill_tokens=60, cache_tokens=2000), []
-    refused: queue.SimpleQueue[str] = queue.SimpleQueue()
+# what needs no pass
 
-    def customer(seed: int) -> None:
-        chance = random.Random(seed)
-        tickets = []
-        for _ in range(60):
-            prompt = "" if chance.random() < 0.05 else chance.choice(PROMPTS)
-            stop = ("a",) if chance.random() < 0.2 else ()
-            options = GenerateOptions(
-                max_tokens=chance.randrange(1, 30), temperature=chance.choice((0.0, 1.0)), stop=stop
-            )
-            listener = Listener()
-            try:
-                tickets.append(engine.submit(prompt, options, listener))
-            except RequestError as error:
-                refused.put(type(error).__name__)
-            else:
-                listeners.append(listener)
-            if tickets and chance.random() < 0.4:
-                chance.choice(tickets).cancel()
-            if chance.random() < 0.1:
-                time.sleep(0.01)
 
-    threads = [threading.Thread(target=customer, args=(seed,)) for seed in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    reasons = [listener.reason() for listener in listeners]
-    assert len(listeners) + refused.qsize() == 300
-    assert set(reasons) == {"stop", "length", "abort"}
-    assert eventually(lambda: is_idle(engine))
-    assert engine._runner._cache is None
-    for listener in listeners:  # one last event, and nothing after it
-        ends = [e for e in listener.events if isinstance(e, DanluError) or e.finish_reason is not None]
-        assert ends == [listener.events[-1]]
+def test_texts_and_ids_are_turned_into_each_other(start: Callable[..., Engine], model: Model) -> None:
+    engine = start()
+    heard = Listener()
+    engine.submit(TokenizeRequest(model="model", prompt="the silk 丹炉"), heard)
+    reply = heard.last()
+    assert isinstance(reply, Reply)
+    assert reply.value["ids"] == model.chat.prompt_ids("the silk 丹炉")
+    assert reply.value["context_length"] == 1024
+    assert reply.value["texts"][0] == "t"
+    heard = Listener()
+    engine.submit(DetokenizeRequest(model="model", ids=tuple(reply.value["ids"])), heard)
+    assert heard.last() == Reply(value={"text": "the silk 丹炉"})
+    heard = Listener()
+    engine.submit(DetokenizeRequest(model="model", ids=(1, 5000)), heard)
+    with pytest.raises(RequestError, match=r"Token id 5000 is not of this model\. Ids are 0 to 419"):
+        raise heard.error()
+    heard = Listener()
+    engine.submit(TokenizerRequest(model="model"), heard)
+    reply = heard.last()
+    assert isinstance(reply, Reply)
+    assert (reply.value["kind"], reply.value["vocabulary_size"]) == ("BPE", 420)
+    assert reply.value["end_ids"] == sorted(model.chat.tokenizer.end_ids)
+    assert "im_start" in reply.value["chat_template"]
 
 
 # numbers
 
 
-def test_the_status_counts_tokens_and_steps(start: Callable[..., Engine], model: Model) -> None:
-    engine = start(max_rows=4)
-    assert engine.status().is_ready
+def test_the_age_of_the_last_step_grows_only_while_there_is_work(start: Callable[..., Engine]) -> None:
+    engine = start()
     assert is_idle(engine)
     gate = Gate(engine)
-    prompts = PROMPTS[:4]
-    listeners = [Listener() for _ in prompts]
-    for prompt, listener in zip(prompts, listeners, strict=True):
-        engine.submit(prompt, GenerateOptions(max_tokens=8), listener)
+    listeners = [submit(engine, ask(prompt, SHORT)) for prompt in PROMPTS]
     assert gate.arrived.wait(5)
     time.sleep(0.02)
     status = engine.status()
-    assert status.running + status.waiting == 4
     assert status.last_step_age_s > 0.01
+    assert only_status(engine).running + only_status(engine).waiting <= len(PROMPTS)
     gate.open()
     for listener in listeners:
         listener.last()
-    status = engine.status()
-    assert status.prompt_tokens == sum(len(model.chat.prompt_ids(prompt)) for prompt in prompts)
-    assert status.generated_tokens == 32
-    steps = status.steps_by_batch_size
-    assert sum(size * count for size, count in steps.items()) == 32 - 4  # reading a prompt gives the first token
+    assert eventually(lambda: is_idle(engine))
+    assert only_status(engine).generated_tokens == 6 * len(PROMPTS)
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
+# a storm
 
 
-def test_penalties_bias_and_log_probabilities_are_those_of_the_reference(
-    model: Model, start: Callable[..., Engine]
-) -> None:
-    options = GenerateOptions(
-        max_tokens=12, repetition_penalty=1.3, presence_penalty=0.4, no_repeat_ngram_size=2, logit_bias={14: -100.0},
-        min_tokens=3, logprobs=2,
-    )  # fmt: skip
-    answers = start(max_rows=4).generate(PROMPTS[:8], options)
-    expected = LoadedModel(model).generate(PROMPTS[:8], options)
-    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-    for answer, other in zip(answers, expected, strict=True):
-        ours, theirs = ([item.logprob for item in one.logprobs] for one in (answer, other))
-        assert ours == pytest.approx(theirs, abs=1e-4)
+def stormy(chance: random.Random, model: Model) -> Any:
+    """A request: most are fine, some are not."""
+    kind = chance.random()
+    if kind < 0.05:
+        return ask(chance.choice(["", [], [99_999], [-1], "x y " * 600]), SHORT)
+    if kind < 0.08:
+        return ask("a", SHORT, grammar=Grammar(kind="regex", text="("))
+    if kind < 0.10:
+        return ask("a", GenerateOptions(max_tokens=4, logit_bias={99_999: 1.0}))
+    if kind < 0.12:
+        return ReadRequest(model="model", task="embed", texts=("a",))
+    ids = [chance.randrange(400) for _ in range(chance.choice((1, 5, 30, 70, 150)))]
+    if chance.random() < 0.3:
+        ids = [7] * 130 + ids
+    shape: dict[str, Any] = {}
+    way = chance.random()
+    if way < 0.1:
+        shape = {"num_beams": 3, "n": chance.randrange(1, 4)}
+    elif way < 0.4:
+        shape = {"temperature": 1.0, "seed": chance.randrange(10), "n": chance.choice((1, 1, 3))}
+    options = GenerateOptions(max_tokens=chance.choice((1, 3, 8, 40)), stop=("a",) if way > 0.8 else (), **shape)
+    fields: dict[str, Any] = {"tenant": chance.choice("abc"), "priority": chance.randrange(2)}
+    if chance.random() < 0.1:
+        fields["timeout_s"] = chance.choice((0.0, 0.01, 0.05))
+    if chance.random() < 0.05:
+        fields["prompt_logprobs"] = 1
+    if way > 0.97:
+        fields["grammar"] = Grammar(kind="choice", text='["navy", "red"]')
+    return ask(ids, options, **fields)
 
 
-def test_a_streams_log_probabilities_are_told_with_its_tokens(start: Callable[..., Engine]) -> None:
-    options = GenerateOptions(max_tokens=9, logprobs=0)
+def test_after_a_storm_of_10_000_requests_every_page_is_free(start: Callable[..., Engine], model: Model) -> None:
+    engine = start(max_rows=16, max_waiting=20, step_tokens=256, cache_tokens=1536)
+    writer = writer_of(engine)
+    throw_dice(writer, model)
+    watch(writer, sometimes_fails := Seldom(400))
+    counts: list[dict[str, int]] = []
+
+    def customer(seed: int) -> None:
+        chance = random.Random(seed)
+        seen: dict[str, int] = {}
+        open_ones: list[Listener] = []
+        for _ in range(1250):
+            open_ones.append(submit(engine, stormy(chance, model)))
+            if chance.random() < 0.3:
+                chance.choice(open_ones).ticket.cancel()
+            if len(open_ones) > 12:
+                gone = open_ones.pop(0)
+                end_of(gone, seen)
+        for listener in open_ones:
+            end_of(listener, seen)
+        counts.append(seen)
+
+    threads = [threading.Thread(target=customer, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == 8
+    total = {name: sum(count.get(name, 0) for count in counts) for name in {name for one in counts for name in one}}
+    assert sum(total.values()) == 10_000, total
+    assert {"stop", "length", "abort", "400", "429", "504", "500"} <= set(total), total
+    assert sometimes_fails.count > 0
+    assert engine.status().is_ready
+    assert eventually(lambda: is_idle(engine))
+    check_books(writer)
+    assert only_status(engine).preemptions > 0
+    assert only_status(engine).cached_tokens > 0
+    assert writer.tickets == []
+
+
+def end_of(listener: Listener, seen: dict[str, int]) -> None:
+    last = listener.last()
+    name = str(last.finish_reason) if isinstance(last, Delta) else str(getattr(last, "status", "?"))
+    seen[name] = seen.get(name, 0) + 1
+
+
+class Seldom:
+    """Fails one pass of so many."""
+
+    def __init__(self, every: int) -> None:
+        self.count = 0
+        self._every, self._passes = every, 0
+
+    def __call__(self, segments: Sequence[Segment]) -> None:
+        self._passes += 1
+        if self._passes % self._every == 0:
+            self.count += 1
+            raise RuntimeError("a pass of the storm")
+
+
+def test_requests_of_callers_are_told_apart(start: Callable[..., Engine]) -> None:
     engine = start()
-    (answer,) = engine.generate(PROMPTS[:1], options)
-    told = [item for delta in engine.stream(PROMPTS[0], options) for item in delta.logprobs]
-    assert [item.token_id for item in told] == list(answer.token_ids)
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (GenerateOptions(n=2), "n is 2"),
-        (GenerateOptions(num_beams=3), "num_beams is 3"),
-        (GenerateOptions(lookup_tokens=4), "lookup_tokens is 4"),
-        (GenerateOptions(penalty_alpha=0.5, top_k=4), r"penalty_alpha is 0\.5"),
-    ],
-)
-def test_ways_to_write_that_the_engine_does_not_have_are_refused(
-    options: GenerateOptions, name: str, start: Callable[..., Engine]
-) -> None:
-    with pytest.raises(RequestError, match=f"{name}; the engine has only") as error:
-        start().generate(PROMPTS[:1], options)
-    assert error.value.param == name.split()[0]
-
-
-def test_models_that_are_no_decoders_are_refused(tmp_path: Path) -> None:
-    CASES["t5"].make().save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelError, match="The engine serves decoders; this model reads a source and writes a target"):
-        Engine(load_model(tmp_path / "t5", precision="fp32"))
-    CASES["t5-encoder"].make().save_pretrained(tmp_path / "encoder")
-    with pytest.raises(ModelError, match="This model writes no text: it has no head"):
-        Engine(load_model(tmp_path / "encoder", precision="fp32"))
+    text = "the navy silk dress has pockets and sleeves " * 8
+    found = [
+        submit(engine, ask(text, SHORT, tenant=tenant)).usage().cached_tokens > 0 for tenant in ("a", "a", "b", "b")
+    ]
+    assert found == [False, True, False, True]

@@ -25,8 +25,9 @@ def test_openai_client_gets_a_chat_answer(running):
         assert answer.id.startswith("chatcmpl-")
         assert [model.id for model in client.models.list()] == ["fake"]
         assert client.models.retrieve("fake").context_length == 64
-    prompt, options = running.engine.seen[-1]
-    assert prompt == [{"role": "user", "content": "say hello"}]
+    seen = running.engine.seen[-1]
+    options = seen.options
+    assert seen.prompt == [{"role": "user", "content": "say hello"}]
     assert (options.stop, options.seed, options.max_tokens, options.temperature) == (("x",), 5, 9, 1.0)
 
 
@@ -83,7 +84,7 @@ def test_the_stream_is_exact(running):
 def test_completions_take_texts_and_token_ids(running, prompt, seen):
     status, _, content = running.call("/v1/completions", {**TEXT, "prompt": prompt})
     assert status == 200
-    assert sorted(map(str, (p for p, _ in running.engine.seen))) == sorted(map(str, seen))
+    assert sorted(map(str, (request.prompt for request in running.engine.seen))) == sorted(map(str, seen))
     answer = json.loads(content)
     assert [choice["index"] for choice in answer["choices"]] == list(range(len(seen)))
     assert answer["usage"]["completion_tokens"] == 3 * len(seen)
@@ -91,9 +92,9 @@ def test_completions_take_texts_and_token_ids(running, prompt, seen):
 
 def test_an_answers_default_length_is_bounded_by_the_context(running):
     running.call("/v1/chat/completions", CHAT)
-    assert running.engine.seen[-1][1].max_tokens == 64
+    assert running.engine.seen[-1].options.max_tokens == 64
     running.call("/v1/chat/completions", {**CHAT, "max_tokens": 3, "max_completion_tokens": 2})
-    assert running.engine.seen[-1][1].max_tokens == 2
+    assert running.engine.seen[-1].options.max_tokens == 2
 
 
 def test_an_unknown_model_is_404(running):
@@ -109,6 +110,7 @@ def test_a_prompt_longer_than_the_context_has_openais_code(running):
 
 
 def test_prompts_before_a_refused_one_are_cancelled(running):
+    running.engine.gate.clear()
     assert running.error_of("/v1/completions", {**TEXT, "prompt": ["fine", "word " * 100]})[0] == 400
     assert running.engine.tickets[0].cancelled.wait(2)
 

@@ -36,6 +36,14 @@ def test_a_body_longer_than_the_header_limit_is_no_header(start):
                 assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_what_is_no_http_gets_the_error_object(running):
+    with socket.create_connection(running.address, timeout=5) as sock:
+        sock.sendall(b"\x16\x03\x01 a TLS client, perhaps\r\n\r\n")
+        head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["message"] == "This is no HTTP request. Send HTTP/1.1 in the clear."
+
+
 def test_a_client_that_sends_no_request_is_cut_off(start):
     running = start(read_timeout_s=0.2)
     with socket.create_connection(running.address, timeout=5) as sock:

@@ -10,8 +10,9 @@ from danlu.core.files import read_jsonl
 from danlu.evaluate.run import EvaluateConfig, evaluate
 from danlu.flow.recipe import RecipeStage
 from danlu.lineage.stage import StageContext
-from danlu.models.load import load_model
-from danlu.serve.engine.engine import Engine, EngineConfig
+from danlu.serve.engine.config import EngineConfig
+from danlu.serve.engine.engine import Engine
+from danlu.serve.engine.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Evaluate(RecipeStage[EvaluateStageConfig]):
     def run(self, config: EvaluateStageConfig, context: StageContext) -> dict[str, Any]:
         folder = context.inputs["model"]
         rows = read_jsonl(context.inputs["data"] / config.evaluate.rows)
-        with Engine(load_model(folder, is_packed=True), config=config.engine) as engine:
+        with Engine({"model": ModelSpec(name="model", path=str(folder))}, config.engine) as engine:
             metrics = evaluate(engine, rows, config.evaluate, context.output, context.events)
         return {**metrics, "size_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors"))}
 

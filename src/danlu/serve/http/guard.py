@@ -5,7 +5,6 @@ Knows nothing of routes beyond which are open to everybody, and nothing of model
 
 from __future__ import annotations
 
-import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,18 +15,19 @@ from starlette.responses import Response
 
 from danlu.core.errors import RequestError
 from danlu.serve.http.config import LOOPBACK_HOSTS, HttpConfig
+from danlu.serve.http.keys import NOBODY, Keys
 from danlu.serve.http.metrics import Metrics
-from danlu.serve.http.replies import encode, error_reply
+from danlu.serve.http.replies.shared import encode, error_reply
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
-Send = Callable[[AsgiMessage], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+AsgiSend = Callable[[AsgiMessage], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, AsgiSend], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/health", "/ready", "/version"})
 """Paths that need no key: the page asks its user for it."""
 
 _HEADERS = [
@@ -63,9 +63,9 @@ class Guard:
         self._app = app
         self._config = config
         self._metrics = metrics
-        self._key = config.api_key.encode() if config.api_key is not None else None
+        self._keys = Keys(config)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Answer one request; an exception nobody foresaw is logged under the request's id and becomes a plain 500."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -84,7 +84,11 @@ class Guard:
             await send(message)
 
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        refusal = self._foreign(headers) or self._unauthorised(scope["path"], headers)
+        holder = self._keys.holder(headers.get(b"authorization", b""))
+        scope["danlu.holder"] = holder or NOBODY
+        refusal = self._foreign(headers)
+        if refusal is None and holder is None and self._keys.is_asked and scope["path"] not in OPEN_PATHS:
+            refusal = _UNAUTHORISED
         try:
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send_guarded)
@@ -117,18 +121,13 @@ class Guard:
                 )
         return None
 
-    def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> RequestError | None:
-        if self._key is None or path in OPEN_PATHS:
-            return None
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._key):
-            return None
-        return RequestError(
-            "The API key is missing or wrong.",
-            "Send the header Authorization: Bearer KEY.",
-            status=401,
-            code="invalid_api_key",
-        )
+
+_UNAUTHORISED = RequestError(
+    "The API key is missing or wrong.",
+    "Send the header Authorization: Bearer KEY.",
+    status=401,
+    code="invalid_api_key",
+)
 
 
 def _host_name(host: str) -> str:

@@ -1,4 +1,5 @@
-"""Bounds on a request's head, which uvicorn's httptools protocol lacks: its size, and the time it may take to arrive.
+"""Bounds that uvicorn's httptools protocol lacks: on a request's head, its size and the time it may take to arrive;
+on an answer, the time in which the client takes nothing of it.
 
 Knows nothing of bodies: the app bounds those itself.
 """
@@ -10,11 +11,12 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from danlu.core.errors import RequestError
-from danlu.serve.http.replies import encode, error_reply
+from danlu.serve.http.replies.shared import encode, error_reply
 
 
-def limited_protocol(max_header_bytes: int, read_timeout_s: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, closing connections whose request line and headers are too large or too slow."""
+def limited_protocol(max_header_bytes: int, read_timeout_s: float, write_timeout_s: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, closing connections whose request line and headers are too large or too slow, and those
+    whose client has stopped reading."""
 
     class LimitedProtocol(HttpToolsProtocol):
         _head_bytes = 0
@@ -22,6 +24,7 @@ def limited_protocol(max_header_bytes: int, read_timeout_s: float) -> type[HttpT
         _tail = b""
         _is_in_head = True
         _head_timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             super().connection_made(transport)
@@ -29,7 +32,22 @@ def limited_protocol(max_header_bytes: int, read_timeout_s: float) -> type[HttpT
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_write_timer()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._write_timer is None:
+                self._write_timer = self.loop.call_later(write_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._stop_write_timer()
+            super().resume_writing()
+
+        def _stop_write_timer(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
 
         def data_received(self, data: bytes) -> None:
             if self._is_in_head and self._head_bytes + len(data) > max_header_bytes:
@@ -67,12 +85,16 @@ def limited_protocol(max_header_bytes: int, read_timeout_s: float) -> type[HttpT
                 self._head_timer = None
 
         def _refuse(self) -> None:
-            error = RequestError(
-                f"The request's headers are larger than {max_header_bytes:,} bytes.", "Send fewer.", status=431
-            )
+            what = f"The request's headers are larger than {max_header_bytes:,} bytes."
+            self._end(RequestError(what, "Send fewer.", status=431), "Request Header Fields Too Large")
+
+        def send_400_response(self, msg: str) -> None:
+            self._end(RequestError("This is no HTTP request.", "Send HTTP/1.1 in the clear."), "Bad Request")
+
+        def _end(self, error: RequestError, reason: str) -> None:
             body = encode(error_reply(error))
             head = (
-                "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+                f"HTTP/1.1 {error.status} {reason}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)

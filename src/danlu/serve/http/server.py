@@ -64,7 +64,7 @@ def serve(
 
     ``sock`` is what ``reserve_port`` gave; without it the port is taken now.
     """
-    if not config.is_loopback and config.api_key is None:
+    if not config.is_loopback and config.api_key is None and config.api_keys_file is None:
         logger.warning("The server is open to the network at %s without an api_key.", config.host)
     Server(engine, config, on_ready).run_on(sock or reserve_port(config.host, config.port))
 
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         settings = uvicorn.Config(
             create_app(engine, config),
             loop="auto",
-            http=limited_protocol(config.max_header_bytes, config.read_timeout_s),
+            http=limited_protocol(config.max_header_bytes, config.read_timeout_s, config.write_timeout_s),
             ws="none",
             lifespan="off",
             log_config=None,

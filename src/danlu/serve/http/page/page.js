@@ -84,7 +84,8 @@ async function showModel() {
       $("model").dataset.state = "wait";
       return;
     }
-    const [model] = (await response.json()).data;
+    const models = (await response.json()).data;
+    const model = models.find((it) => it.abilities.includes("write")) ?? models[0];
     state.model = model.id;
     $("max-tokens").max = Math.max(16, Math.min(1024, Math.floor(model.context_length / 32) * 16));
     $("model").textContent = `${model.id} · ${model.context_length.toLocaleString()} ${word("context")}`;
