@@ -14,7 +14,6 @@ from torch import Tensor
 from danlu.models.adapted import AdaptedLinears
 from danlu.models.adapters import Factors
 from danlu.models.attend import Memory
-from danlu.models.attention import CrossAttention
 from danlu.models.model import Model
 from danlu.models.network import EncoderDecoder, Network
 from danlu.models.paged import MemoryPages, PagedAttend, PagedCache, Segment
@@ -41,7 +40,8 @@ class Executor(Protocol):
         ...
 
     def remember(self, sources: Sequence[Sequence[int]], memories: Sequence[MemoryPages]) -> None:
-        """Encode sources and put what the decoder looks back at into the pages of ``memories``."""
+        """Encode sources and put what the decoder looks back at into the pages of ``memories``, before the next pass
+        needs it."""
         ...
 
     def put_adapter(self, adapter: int, factors: Factors) -> None:
@@ -57,6 +57,7 @@ class TorchExecutor:
         self.cache = cache
         self._network: Network = model.network
         self._adapted = AdaptedLinears(model.network, model.activation_dtype)
+        self._remembered: list[tuple[Memory, Sequence[MemoryPages]]] = []  # what the next pass keeps keys of
 
     @torch.inference_mode()
     def hidden(self, ids: Sequence[int], segments: Sequence[Segment], outs: Sequence[int]) -> Tensor:
@@ -65,7 +66,8 @@ class TorchExecutor:
         positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in segments]).to(device)
         tokens = torch.tensor(ids, dtype=torch.long, device=device)
         with self._adapted.used([s.adapter for s in segments], [s.count for s in segments]):
-            hidden = self._network(tokens, positions, PagedAttend(self.cache, segments))
+            hidden = self._network(tokens, positions, PagedAttend(self.cache, segments, self._remembered))
+        self._remembered = []
         return hidden[torch.tensor(outs, dtype=torch.long, device=device)]
 
     @torch.inference_mode()
@@ -79,25 +81,12 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def remember(self, sources: Sequence[Sequence[int]], memories: Sequence[MemoryPages]) -> None:
-        """See ``Executor.remember``."""
+        """See ``Executor.remember``. Keys and values are made in the next pass: each layer makes its own."""
         assert isinstance(self._network, EncoderDecoder)
         ids = torch.tensor([i for source in sources for i in source], dtype=torch.long, device=self.cache.device)
         memory = self._network.encode(ids, [len(source) for source in sources])
-        keep_memory(self._network, self.cache, memory, memories)
+        self._remembered.append((memory, memories))
 
     def put_adapter(self, adapter: int, factors: Factors) -> None:
         """See ``Executor.put_adapter``."""
         self._adapted.put(adapter, factors)
-
-
-def keep_memory(network: Network, cache: PagedCache, memory: Memory, memories: Sequence[MemoryPages]) -> None:
-    """Put the keys and values that every layer makes of an encoder's hidden states into pages."""
-    for layer, block in enumerate(network.stack.blocks):
-        if block.cross is None:
-            continue
-        cross = block.cross.inner
-        assert isinstance(cross, CrossAttention)
-        k, v = cross.keys_values(memory.hidden)
-        parts = zip(k.split(memory.lengths), v.split(memory.lengths), memories, strict=True)
-        for k_row, v_row, pages in parts:
-            cache.write_memory(layer, pages.table, k_row, v_row)

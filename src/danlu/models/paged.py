@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from danlu.models.attend import Layout
+from danlu.models.attend import Layout, Memory
 from danlu.models.attention import AttentionConfig, Project, State
 from danlu.models.block import StackConfig
 from danlu.models.pages import empty_pages
@@ -207,8 +207,15 @@ class PagedAttend:
     Rows with one new token each meet their keys in one padded product, longer pieces each alone.
     """
 
-    def __init__(self, cache: PagedCache, segments: Sequence[Segment]) -> None:
+    def __init__(
+        self,
+        cache: PagedCache,
+        segments: Sequence[Segment],
+        remembered: Sequence[tuple[Memory, Sequence[MemoryPages]]] = (),
+    ) -> None:
+        """``remembered`` are memories that no pass has seen yet: their keys and values go into their pages first."""
         self._cache = cache
+        self._remembered = remembered
         self._segments = segments
         self._device = cache.device
         self._layout = Layout([segment.count for segment in segments], cache.device)
@@ -288,6 +295,10 @@ class PagedAttend:
         return self._tables[key]
 
     def cross(self, layer: int, q: Tensor, project: Project, rule: Rule) -> Tensor:
+        for memory, pages in self._remembered:
+            k, v = project(memory.hidden)
+            for k_row, v_row, row in zip(k.split(memory.lengths), v.split(memory.lengths), pages, strict=True):
+                self._cache.write_memory(layer, row.table, k_row, v_row)
         memories = [segment.memory for segment in self._segments]
         assert all(memory is not None for memory in memories), "a decoder with cross-attention needs a memory"
         real = [memory for memory in memories if memory is not None]
@@ -299,8 +310,8 @@ class PagedAttend:
             self._masks[("memory",)] = torch.zeros(hidden.shape, device=self._device).masked_fill_(
                 hidden, float("-inf")
             )
-        pages = self._cache.read(layer, table, q.dtype, of_memory=True)
-        rows = _product(self._layout.spread(q), *pages, rule, self._masks[("memory",)])
+        kept = self._cache.read(layer, table, q.dtype, of_memory=True)
+        rows = _product(self._layout.spread(q), *kept, rule, self._masks[("memory",)])
         return self._layout.pack(rows)
 
     def distances(self) -> Tensor:

@@ -41,7 +41,7 @@ MISTAKES = [
     ({**CHAT, "temperature": 2.5}, "temperature", "temperature is 2.5"),
     ({**CHAT, "top_p": 0}, "top_p", "top_p is 0.0"),
     ({**CHAT, "top_k": -2}, "top_k", "top_k is -2"),
-    ({**CHAT, "stop": ["a"] * 5}, "stop", "stop has 5 texts"),
+    ({**CHAT, "stop": ["a"] * 17}, "stop", "stop has 17 texts"),
     ({**CHAT, "stop": [1]}, "stop[0]", "got `int`"),
     ({**CHAT, "seed": 2**70}, "seed", "<= 9223372036854775807"),
     ({**CHAT, "n": 129}, "n", "n is 129"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from danlu.models.adapters import Factors
 from danlu.models.attend import Memory
-from danlu.models.executor import keep_memory
+from danlu.models.attention import CrossAttention
 from danlu.models.heads.lm import LMHead
 from danlu.models.model import Model
 from danlu.models.native.kernels import KINDS, Kernels, load_kernels
@@ -105,7 +105,7 @@ class NativeExecutor:
             memory = network.encode(torch.tensor(ids), lengths)
         else:
             memory = Memory(self._encoder.encode(ids, lengths).to(self._network_dtype), tuple(lengths))
-        keep_memory(network, self.cache, memory, memories)
+        _keep_memory(network, self.cache, memory, memories)
 
     @property
     def _network_dtype(self) -> torch.dtype:
@@ -135,3 +135,16 @@ def native_executor(
     except Unsupported as reason:
         _LOG.info("the native kernels are not used for this model: %s", reason)
         return None
+
+
+def _keep_memory(network: Network, cache: PagedCache, memory: Memory, memories: Sequence[MemoryPages]) -> None:
+    """Put the keys and values that every layer makes of an encoder's hidden states into pages."""
+    for layer, block in enumerate(network.stack.blocks):
+        if block.cross is None:
+            continue
+        cross = block.cross.inner
+        assert isinstance(cross, CrossAttention)
+        k, v = cross.keys_values(memory.hidden)
+        parts = zip(k.split(memory.lengths), v.split(memory.lengths), memories, strict=True)
+        for k_row, v_row, pages in parts:
+            cache.write_memory(layer, pages.table, k_row, v_row)
