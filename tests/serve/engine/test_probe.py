@@ -26,10 +26,10 @@ class Machine:
 
 
 def test_more_threads_are_used_only_when_they_are_clearly_faster(tmp_path: Path) -> None:
-    assert Machine(t1=0.010, t2=0.009).choose(tmp_path / "a") == 1
+    assert Machine(t1=0.010, t2=0.0098).choose(tmp_path / "a") == 1
     assert Machine(t1=0.010, t2=0.006).choose(tmp_path / "b") == 2
     assert fastest({1: 4.0, 2: 2.1, 4: 2.0, 8: 1.0}) == 8
-    assert fastest({1: 4.0, 2: 2.1, 4: 2.0, 8: 1.95}) == 2
+    assert fastest({1: 4.0, 2: 2.1, 4: 2.05, 8: 2.04}) == 2
 
 
 def test_the_answer_is_remembered_for_the_model_and_the_machine(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_number_of_threads_is_measured(folder: Path, monkeypatch: pytest.Mon
         for count in candidates:
             step(count)
             assert isinstance(executor, NativeExecutor)
-            used.append(executor.num_threads)
+            used.append(executor.few_threads)
         assert "llama, 2 layers of 32" in shape
         return 2
 

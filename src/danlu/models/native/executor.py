@@ -64,6 +64,15 @@ class NativeExecutor:
         """Run the next passes with so many threads."""
         self._passes.use_threads(num_threads)
 
+    @property
+    def few_threads(self) -> int:
+        """Threads that work in passes of few tokens."""
+        return self._passes.few_threads
+
+    def use_few_threads(self, num_threads: int) -> None:
+        """Run the next passes of few tokens with so many threads, at most as many as there are."""
+        self._passes.few_threads = num_threads
+
     def put_adapter(self, adapter: int, factors: Factors) -> None:
         """What segments with this ``adapter``, 1 or more, add to products from the next pass on; nothing to empty it.
         ``logits`` of hidden states reads no adapter: one that changes the head needs ``run``."""

@@ -91,13 +91,14 @@ class Threads:
         self.num_threads = self._library.danlu_threads(self._pool)  # fewer where the system gives no more
         self._close = weakref.finalize(self, _close, self._library, self._pool, self._owner)
 
-    def run(self, work: Pass) -> None:
-        """Do a pass; other Python threads go on meanwhile. Everything it points to must stay until it ends."""
+    def run(self, work: Pass, num_threads: int | None = None) -> None:
+        """Do a pass with at most ``num_threads``, None for all; other Python threads go on meanwhile. Everything it
+        points to must stay until it ends."""
         assert self._close.alive, "these threads were closed"
         if os.getpid() != self._owner:  # threads do not come along into a forked process
             self._close.detach()
             self._start()
-        work.num_threads = self.num_threads
+        work.num_threads = min(num_threads or self.num_threads, self.num_threads)
         if self._library.danlu_run(self._pool, ctypes.byref(work)):
             raise MemoryError(f"no memory for a pass of {work.num_tokens} tokens")
 

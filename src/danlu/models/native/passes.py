@@ -23,6 +23,10 @@ _FEWEST = 64
 """Tokens that buffers hold at least."""
 _KEPT_LOGITS = 1 << 23
 """Numbers of logits up to which their memory is kept between passes."""
+_FEW_TOKENS = 40
+"""Passes of at most so many tokens are steps of answers, not prompts."""
+_FEW_KEYS = 16_384
+"""Keys of all rows together whose reading is not worth more threads either."""
 _SPLIT_FROM = 2 * CHUNK
 """Keys of a row from which on threads share one row."""
 _MOST_PARTIALS = 1 << 23
@@ -82,6 +86,8 @@ class Passes:
         self._distances = Distances(stack.relative)
         self._kernels = kernels
         self._threads = kernels.threads(num_threads)
+        self.few_threads = num_threads
+        """Threads for passes of few tokens: small products may not be worth meeting over."""
         self._pools = pools
         self._check_pools()
         self._pool_pointers = [
@@ -104,6 +110,7 @@ class Passes:
 
     def use_threads(self, num_threads: int) -> None:
         """Run the next passes with so many threads."""
+        self.few_threads = num_threads
         if num_threads != self._threads.num_threads:
             self._threads.close()
             self._threads = self._kernels.threads(num_threads)
@@ -166,9 +173,10 @@ class Passes:
             self._grow_logits(len(outs))
         self.buffers[STREAM][:num_tokens].copy_(x)
         work = Pass(num_tokens=num_tokens, num_outs=len(outs), num_products=len(self.program.products))
+        work.num_threads = self._worth(num_tokens, sum(span.start + span.count for span in spans))
         kept = [self._describe(work, spans), self._point(work, outs, self._slice(0, with_head))]
         kept.append(self._adapt(work, spans, outs))
-        self._threads.run(work)
+        self._threads.run(work, work.num_threads)
         del kept
         return self.buffers[LOGITS if with_head else OUT][: len(outs)]
 
@@ -184,9 +192,13 @@ class Passes:
         rows = torch.zeros(count, dtype=torch.int32)
         work.rows = work.positions = rows.data_ptr()
         kept = self._point(work, [], self._slice(self.program.num_body, True))
-        self._threads.run(work)
+        self._threads.run(work, self._worth(count, 0))
         del kept
         return self.buffers[LOGITS][:count]
+
+    def _worth(self, num_tokens: int, num_keys: int) -> int:
+        """Threads for a pass of so many tokens that look at so many keys."""
+        return self.few_threads if num_tokens <= _FEW_TOKENS and num_keys <= _FEW_KEYS else self.num_threads
 
     def _slice(self, first: int, with_head: bool) -> tuple[int, int]:
         return first, len(self._ops) if with_head else self.program.num_body
@@ -249,8 +261,8 @@ class Passes:
     def _split(self, work: Pass, num_tokens: int, num_rows: int, longest: int) -> list[Tensor]:
         """Whether threads share the keys of one row: when there are fewer rows and heads than threads can use."""
         program = self.program
-        enough = 2 * self.num_threads
-        if self.num_threads == 1 or longest < _SPLIT_FROM or num_rows * program.fewest_kv_heads >= enough:
+        enough = 2 * work.num_threads
+        if work.num_threads == 1 or longest < _SPLIT_FROM or num_rows * program.fewest_kv_heads >= enough:
             return []
         splits = -(-longest // CHUNK)
         size = num_tokens * program.most_heads * splits * (program.most_head_width + 2)

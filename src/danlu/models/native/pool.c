@@ -173,7 +173,9 @@ static int plan(Pool *pool, const Pass *pass) {
             plan_product(phase, op, pass->num_threads);
         } else if (op->code == ATTEND) {
             phase->kind = BY_BLOCK;
-            split_evenly(phase, (int64_t)pool->num_blocks * op->kv_heads * (pass->num_splits ? pass->num_splits : 1), MOST_TASKS);
+            split_evenly(
+                phase, (int64_t)pool->num_blocks * op->kv_heads * (pass->num_splits ? pass->num_splits : 1),
+                MOST_TASKS);
             if (pass->num_splits) {
                 Phase *merging = pool->phases + num_phases++;
                 *merging = (Phase){.first = i, .last = i + 1, .kind = BY_MERGE, .num_tokens = num_tokens};
@@ -220,6 +222,11 @@ int32_t danlu_run(Pool *pool, const Pass *pass) {
     if (!num_phases) return 0;
     pool->pass = pass;
     pool->num_phases = num_phases;
+    if (pass->num_threads == 1) { /* the others sleep on */
+        for (int p = 0; p < num_phases; p++)
+            for (int32_t task = 0; task < pool->phases[p].num_tasks; task++) do_task(pool, pool->phases + p, task);
+        return 0;
+    }
     uint32_t idle = (uint32_t)(atomic_load(&pool->word) >> 32), end = idle + 1 + (uint32_t)num_phases;
     pool->base = idle + 1;
     open_next(pool, idle, 0);

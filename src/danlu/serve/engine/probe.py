@@ -1,7 +1,7 @@
 """How many threads a model runs fastest with, measured at the start in less than a second and remembered.
 
-More threads than a small model can use make it slower, and the core that is left over serves HTTP; so more threads must
-win clearly. Knows nothing of models or torch: the caller gives a step to time.
+More threads than a small model can use make it slower; those that help at all help prompts most, so a small gain is
+enough. Knows nothing of models or torch: the caller gives a step to time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from danlu.core.errors import DataError, ResourceError
 from danlu.core.files import read_json_object, write_json
 
 _LOG = logging.getLogger(__name__)
-_MIN_GAIN = 1.15
+_MIN_GAIN = 1.05
 """A higher number of threads must be this much faster than a lower one."""
 _MAX_ROUNDS = 15
 _MAX_KEPT = 500
@@ -78,10 +78,9 @@ def measure(
     """Median seconds of a step with each number of threads, taken in turn so that a busy moment hits all of them."""
     began = clock()
     times: dict[int, list[float]] = {count: [] for count in counts}
-    for count in counts:
-        step(count)  # the first one is not like the others
     for _ in range(_MAX_ROUNDS):
         for count in counts:
+            step(count)  # the first after a change starts threads, and fills caches
             started = clock()
             step(count)
             times[count].append(clock() - started)

@@ -90,7 +90,7 @@ def make_write_lane(model: Model, config: EngineConfig, room_bytes: int, *, owns
     spelling = Spelling(model.chat.tokenizer.target) if model.has_tokenizer else None
     executor = make_executor(model, cache, num_threads=config.threads or ALL_THREADS, owns_network=owns_model)
     if isinstance(executor, NativeExecutor) and config.threads is None:
-        executor.use_threads(probed_threads(executor, model))
+        executor.use_few_threads(probed_threads(executor, model))
     pools = ((pool, page_bytes), *([(memory_pool, memory_bytes)] if memory_pool is not None else []))
     speculator = Speculator() if config.speculation and not stack.is_recurrent else None  # states take no token back
     writer = Writer(executor, scheduler, spelling, speculator)
@@ -98,12 +98,13 @@ def make_write_lane(model: Model, config: EngineConfig, room_bytes: int, *, owns
 
 
 def probed_threads(executor: NativeExecutor, model: Model) -> int:
-    """How many threads write fastest with this model: measured once for its shape on this machine."""
+    """How many threads write fastest with this model: measured once for its shape on this machine. Prompts are read by
+    all of them."""
     if model.config.encoder is not None:  # a step needs a memory; encoding takes most of the time, and all cores
         return ALL_THREADS
 
     def step(num_threads: int) -> None:
-        executor.use_threads(num_threads)
+        executor.use_few_threads(num_threads)
         for count in _PROBED_ROWS:
             rows = min(count, executor.cache.num_pages)
             executor.run([0] * rows, [Segment((row,), 0, 1) for row in range(rows)], range(rows))
