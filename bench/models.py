@@ -25,11 +25,15 @@ import transformers
 from measure import in_turn, print_ratios, refuse_when_busy, write_result
 from torch import Tensor, nn
 
-from danlu.models.attend import DecodeAttend, Memory, PackedAttend, PrefillAttend, row_positions
-from danlu.models.cache import KVCache
+from danlu.models.attend import Memory, PackedAttend, row_positions
+from danlu.models.fastest import make_executor
 from danlu.models.load import load_model
+from danlu.models.model import Model, Precision
 from danlu.models.network import EncoderDecoder, Network
+from danlu.models.paged import PagedCache, Segment
 
+_REPEATS = 60
+"""Steps of one timing: threads of the other side go on spinning for a while, and steps are short."""
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 """The same work, ours and theirs; both return what they computed."""
 ALL = "llama,decode1,bert,bart,vit"
@@ -75,11 +79,11 @@ def load_both(peer: Any, dtype: torch.dtype) -> tuple[Network, Network, Any]:
     return network.requires_grad_(True), packed, peer.to(dtype).eval()
 
 
-def load_int8(peer: Any) -> Network:
-    """Ours with 8-bit weights, as danlu serves small models."""
+def load_packed(peer: Any, precision: Precision, scheme: str | None = None) -> Model:
+    """Ours as danlu.load and the server have it."""
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
-        return load_model(Path(folder), precision="bf16", scheme="int8").network
+        return load_model(Path(folder), precision=precision, scheme=scheme, is_packed=True)
 
 
 def both_types(name: str, make: Callable[[torch.dtype], Iterator[tuple[str, Pair]]]) -> Iterator[tuple[str, Pair, int]]:
@@ -124,33 +128,32 @@ def llama() -> Iterator[tuple[str, Pair, int]]:
 
 def decode1() -> Iterator[tuple[str, Pair, int]]:
     """One new token after 128, one row, weights packed; once more with ours in int8 against theirs in bf16."""
-    for dtype, suffix in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+    for dtype, precision in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         torch.manual_seed(0)
-        _, network, peer = load_both(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM)), dtype)
+        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM))
+        model = load_packed(peer, precision)
+        quantised = load_packed(peer, "bf16", "int8")
+        peer = peer.to(dtype).eval()
         ids = torch.randint(49152, (129,))
         with torch.inference_mode():
-            cache = KVCache(network.config.stack, 1, 256, dtype, torch.device("cpu"))
-            network(ids[:128], row_positions([128]), PrefillAttend(cache, 0, [128]))
             theirs = transformers.DynamicCache()
             peer(ids[None], past_key_values=theirs)
-        yield f"decode1_{suffix}", _one_step(network, cache, peer, theirs, ids[128:]), 20
-        if dtype == torch.bfloat16:
-            network = load_int8(peer)
-            with torch.inference_mode():
-                cache = KVCache(network.config.stack, 1, 256, dtype, torch.device("cpu"))
-                network(ids[:128], row_positions([128]), PrefillAttend(cache, 0, [128]))
-            yield "decode1_int8", _one_step(network, cache, peer, theirs, ids[128:]), 20
+        yield f"decode1_{precision}", _one_step(model, peer, theirs, ids), _REPEATS
+        if precision == "bf16":
+            yield "decode1_int8", _one_step(quantised, peer, theirs, ids), _REPEATS
 
 
-def _one_step(network: Network, cache: KVCache, peer: Any, theirs: Any, ids: Tensor) -> Pair:
-    place = torch.tensor([128])
+def _one_step(model: Model, peer: Any, theirs: Any, ids: Tensor) -> Pair:
+    pages, last = range(4), ids[128:]
+    executor = make_executor(model, PagedCache(model.stack_config, len(pages), model.activation_dtype))
+    executor.run(ids[:128].tolist(), [Segment(pages, 0, 128)], [127])
 
     def ours_step() -> Tensor:
-        return network.logits(network(ids, place, DecodeAttend(cache, place)))[0]
+        return executor.run(last.tolist(), [Segment(pages, 128, 1)], [0])[0].clone()
 
     def their_step() -> Tensor:
         theirs.crop(-1)
-        return peer(ids[None], past_key_values=theirs, use_cache=True).logits[0, 0]
+        return peer(last[None], past_key_values=theirs, use_cache=True).logits[0, 0]
 
     return ours_step, their_step
 
