@@ -161,16 +161,6 @@ def test_two_pages_with_the_same_text_are_found_as_one():
     assert pool.num_findable == 1
 
 
-def test_forgetting_all_prefixes_leaves_tables_alone():
-    pool = PagePool(4, 4)
-    table, free = computed(pool, range(8)), computed(pool, range(50, 54))
-    pool.release(free)
-    pool.forget_prefixes()
-    assert pool.num_findable == 0
-    assert pool.match(keys_of(range(8)), 2) == []
-    pool.check([table])
-
-
 def test_lookups_are_counted():
     pool = PagePool(4, 4)
     pool.count_lookup(10, 8)
@@ -231,8 +221,7 @@ def test_ten_thousand_random_operations_leave_the_books_right():
             case 5 | 6 if tables:
                 pool.release(tables.pop(random_.randrange(len(tables))))
             case _:
-                if random_.random() < 0.01:
-                    pool.forget_prefixes()
+                pass
         if step % 5 == 0:
             pool.check(tables)
     for table in tables:

@@ -136,13 +136,6 @@ class PagePool:
         self.queried_tokens += queried
         self.hit_tokens += hit
 
-    def forget_prefixes(self) -> None:
-        """Find nothing that was computed so far: its weights have changed, or somebody asks for it."""
-        for page in list(self._page_of.values()):
-            self._forget(page)
-            if self._owners[page] == 0:
-                self._free.move_to_end(page, last=False)
-
     def _forget(self, page: int) -> None:
         key = self._keys[page]
         if key is not None:
