@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BUSIEST = 0.3
 """Load average (one minute) above which timings would not mean much."""
+SETTLE_S = 0.2
+"""Pause before a timing: idle threads of what ran before spin for a while."""
 
 
 def refuse_when_busy() -> float:
@@ -58,6 +60,7 @@ def in_turn(
     times: dict[str, list[float]] = {"ours_ms": [], "theirs_ms": []}
     for _ in range(rounds):
         for name, call in (("ours_ms", ours), ("theirs_ms", theirs)):
+            time.sleep(SETTLE_S)
             started = time.perf_counter()
             for _ in range(repeats):
                 call()

@@ -148,8 +148,8 @@ def _one_step(model: Model, peer: Any, theirs: Any, ids: Tensor) -> Pair:
     executor = make_executor(model, PagedCache(model.stack_config, len(pages), model.activation_dtype))
     executor.run(ids[:128].tolist(), [Segment(pages, 0, 128)], [127])
 
-    def ours_step() -> Tensor:
-        return executor.run(last.tolist(), [Segment(pages, 128, 1)], [0])[0].clone()
+    def ours_step() -> Tensor:  # logits as the sampler reads them, where the next step overwrites them
+        return executor.run(last.tolist(), [Segment(pages, 128, 1)], [0])[0]
 
     def their_step() -> Tensor:
         theirs.crop(-1)

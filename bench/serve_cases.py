@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import serve_systems as systems
 import serve_weights as weights
 from serve_peers import FOLDER, ROOT
 from serve_systems import in_turns, standing, their_result
+
+from danlu.client.load_prompts import WORDS
 
 Facts = dict[str, Any]
 QUICKSTART = ROOT / ".bench" / "quickstart"
@@ -158,25 +161,35 @@ def lora(options: Options) -> Facts:
 
 
 def json_schema(options: Options) -> Facts:
-    """Eight at once, answers in a JSON schema and free ones of the same length."""
+    """Eight at once, answers in a JSON schema, then free ones to other prompts, each as long as one of the former."""
     weights.decoder()
     path = FOLDER / "schema.json"
     path.write_text(json.dumps(SCHEMA), encoding="utf-8")
     servers = [systems.ours(weights.INT8), systems.llama_cpp(weights.GGUF["q8_0"], 8)]
     usual = options.requests(32)
-    common = ("--endpoint", "chat", "--concurrency", 8, "--num-requests", usual, "--output-tokens", 256)
+    common = ("--endpoint", "chat", "--concurrency", 8, "--num-requests", usual)
     found: dict[str, Facts] = {server.name: {"schema": [], "free": []} for server in servers}
     with standing(servers):
         for number in range(options.rounds):
-            for server in servers:
-                run = server.ask(*common, "--json-schema", path, "--seed", number)
-                mean = max(1, round(run["total_output_tokens"] / max(1, run["completed"])))
-                free = server.ask(*common[:-1], mean, "--ignore-eos", "--seed", number)
+            for server in servers if number % 2 == 0 else servers[::-1]:
+                asked = _rows(f"schema {number}", [256] * usual)
+                run = server.ask(*common, "--file", asked, "--json-schema", path, "--details")
+                asked = _rows(f"free {number}", run.pop("output_lens"))
+                free = server.ask(*common, "--file", asked, "--ignore-eos")
                 found[server.name]["schema"].append(run)
                 found[server.name]["free"].append(free)
                 print(f"  {server.name}: {run['output_throughput']:.1f} of {free['output_throughput']:.1f} tokens/s, "
                       f"{run['valid_json']} of {run['completed']} whole JSON", flush=True)  # fmt: skip
     return found
+
+
+def _rows(seed: str, lengths: Sequence[int]) -> Path:
+    """A file of prompts of 128 words that nobody has seen, and the length of each answer."""
+    draw = random.Random(seed)
+    rows = [{"prompt": " ".join(draw.choices(WORDS, k=128)), "output_tokens": length} for length in lengths]
+    path = FOLDER / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def overload(options: Options) -> Facts:

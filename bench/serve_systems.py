@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
 }
 KEPT = re.compile(
-    r"^(duration|completed|failed|failures|failure_messages|valid_json|total_\w+_tokens|\w*throughput|request_goodput"
+    r"^(duration|completed|failed|failures|failure_messages|valid_json|total_\w+_tokens|\w*throughput|request_goodput|output_lens"
     r"|(median|p95|p99)_(ttft|tpot|itl|e2el)_ms)$"
 )
 """What is kept of a report of the load client."""

@@ -188,6 +188,69 @@ def test_at_least_one_token_is_computed():
     assert pieces(world.step()) == [(again, 4, 4, True)]
 
 
+def test_what_prompts_have_in_common_of_a_page_is_copied_not_computed():
+    world = World(page_tokens=64, step_tokens=200)
+    shared = list(range(45))
+    first = world.add([*shared, *range(100, 130)], 2)
+    world.run()
+    second = world.add([*shared, *range(200, 230)], 2)
+    plan = world.step()
+    assert pieces(plan) == [(second, 40, 35, True)], "in steps of eight tokens"
+    assert plan.copies == [(world.pool.match(first.keys, 1)[0], second.table[0])]
+    assert (first.cached_tokens, second.cached_tokens, world.pool.hit_tokens) == (0, 40, 40)
+    world.run()
+    world.check()
+
+
+def test_a_page_is_copied_after_pages_that_are_shared():
+    world = World(page_tokens=32, step_tokens=200)
+    ids = list(range(96))
+    world.add(ids, 2)
+    world.run()
+    second = world.add([*ids[:56], *range(500, 520)], 2)
+    assert pieces(world.step()) == [(second, 56, 20, True)]
+    world.run()
+    world.check()
+
+
+def test_of_a_prompt_that_is_known_whole_one_token_is_computed():
+    world = World(page_tokens=64, step_tokens=200)
+    ids = list(range(70))
+    world.add(ids, 2)
+    world.run()
+    again = world.add(ids[:41], 2)
+    assert pieces(world.step()) == [(again, 40, 1, True)]
+    other = world.add(ids[:40], 2)
+    assert (other, 32, 8, True) in pieces(world.step())
+
+
+def test_few_tokens_in_common_are_not_worth_a_copy():
+    world = World(page_tokens=64, step_tokens=200)
+    world.add([*range(15), *range(100, 160)], 2)
+    world.run()
+    row = world.add([*range(15), *range(200, 260)], 2)
+    assert pieces(world.step()) == [(row, 0, 75, True)]
+
+
+def test_parts_of_pages_are_not_shared_among_tenants_nor_without_the_cache():
+    for fields, config in (({"tenant": "b"}, {}), ({"reads_cache": False}, {}), ({}, {"prefix_cache": False})):
+        world = World(page_tokens=64, step_tokens=200, **config)
+        world.add([*range(40), *range(100, 130)], 2)
+        world.run()
+        row = world.add([*range(40), *range(200, 230)], 2, **fields)
+        assert pieces(world.step()) == [(row, 0, 70, True)]
+
+
+def test_a_page_that_would_be_copied_may_be_the_last_one_free():
+    world = World(num_pages=2, page_tokens=64, step_tokens=200)
+    world.add([*range(40), *range(100, 130)], 2)
+    world.run()
+    row = world.add([*range(40), *range(200, 240)], 2)
+    assert pieces(world.step()) == [(row, 0, 80, True)], "both pages are needed for the row itself"
+    world.run()
+    world.check()
+
+
 def test_an_answer_is_found_too_when_the_conversation_goes_on():
     world = World()
     first = world.add(6, 8)
@@ -730,10 +793,13 @@ def fork_when_read(world: World, plan: Plan) -> None:
             world.push(answer, piece.num_drafts if answer is row else 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_ten_thousand_random_operations_lose_no_page_and_mix_up_no_row(seed: int):
-    world = World(num_pages=30, max_rows=6, seed=seed, max_waiting=12, max_waiting_tokens=300)
+@pytest.mark.parametrize(("seed", "page_tokens"), [(0, 4), (1, 4), (2, 4), (3, 4), (4, 24), (5, 24)])
+def test_ten_thousand_random_operations_lose_no_page_and_mix_up_no_row(seed: int, page_tokens: int):
+    pages = 30 if page_tokens == 4 else 9
+    world = World(pages, page_tokens, max_rows=6, seed=seed, max_waiting=12, max_waiting_tokens=300)
     pick = world.random.randrange
+    common = [pick(1000) for _ in range(40)] if page_tokens > 4 else []
+    num_copies = 0
     num_added = 0
     aborted: list[Row] = []
     refused = 0
@@ -742,7 +808,7 @@ def test_ten_thousand_random_operations_lose_no_page_and_mix_up_no_row(seed: int
             case 0 | 1 | 2:
                 beginning = [pick(2) for _ in range(pick(20))]
                 row = world.row(
-                    [*beginning, pick(5)],
+                    [*common[: pick(41)], *beginning, pick(5)],
                     1 + pick(20),
                     tenant=str(pick(3)),
                     priority=pick(2),
@@ -763,7 +829,9 @@ def test_ten_thousand_random_operations_lose_no_page_and_mix_up_no_row(seed: int
                     if row.is_writing and pick(3) == 0:
                         row.drafts = [pick(5) for _ in range(pick(4))]
             case _:
-                fork_when_read(world, world.plan())
+                plan = world.plan()
+                num_copies += len({target for _, target in plan.copies} & {row.table[0] for row in plan.admitted})
+                fork_when_read(world, plan)
                 aborted += world.scheduler.sweep(world.now)
         world.check()
     while world.scheduler.has_work:
@@ -771,7 +839,8 @@ def test_ten_thousand_random_operations_lose_no_page_and_mix_up_no_row(seed: int
         aborted += world.scheduler.sweep(world.now)
     world.check()
     assert len(world.done) + sum(row.num_answers for row in aborted) == num_added
-    assert world.pool.num_free == 30
+    assert world.pool.num_free == pages
+    assert num_copies > 20 or page_tokens == 4
     assert world.scheduler.num_preemptions > 10
     assert refused > 10
     assert world.pool.hit_tokens > 0

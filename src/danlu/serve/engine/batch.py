@@ -73,14 +73,22 @@ class Batch:
         staying = [other for other in self.rows if other not in leaving]
         return need + sum(other.num_answers for other in staying if other.max_tokens > other.room) <= free
 
-    def start(self, row: Row, found: Sequence[int]) -> None:
-        """Give a row that fits what it needs."""
+    def start(self, row: Row, found: Sequence[int]) -> list[tuple[int, int]]:
+        """Give a row that fits what it needs; returns the pages to copy, (source, target) each."""
         self.pool.share(found)
-        fresh = self.pool.allocate(self.pages_for(len(row.ids)) - len(found))
+        row.computed = len(found) * self.pool.page_tokens
+        count = self.pages_for(len(row.ids)) - len(found)
+        part = self._find_part(row, len(found))
+        held = [part[0]] if part else []
+        self.pool.share(held)  # that it is not taken for the copy
+        fresh = self.pool.allocate(count)
+        self.pool.release(held)
+        if fresh is None:
+            fresh, part = self.pool.allocate(count), None
         assert fresh is not None, "it does not fit"
         row.table = [*found, *fresh]
         row.room = len(row.table) * self.pool.page_tokens if self.has_pages else UNLIMITED
-        row.computed = len(found) * self.pool.page_tokens
+        row.computed += part[1] if part else 0
         if not row.preemptions and self.has_prefixes:
             row.cached_tokens = row.computed
             self.pool.count_lookup(len(row.ids), row.computed)
@@ -92,6 +100,20 @@ class Batch:
         row.share.num_running += 1
         self._places += row.num_answers
         bisect.insort(self.rows, row, key=_rank)
+        return [(part[0], fresh[0])] if part else []
+
+    def _find_part(self, row: Row, index: int) -> tuple[int, int] | None:
+        """A page that begins as page ``index`` of a row and the tokens they have in common, one less than all of the
+        row's at most."""
+        if row.salt is None or not (self.has_prefixes and row.reads_cache):
+            return None
+        size = self.pool.page_tokens
+        ids = row.ids[index * size : min((index + 1) * size, len(row.ids) - 1)]
+        return self.pool.match_part(self._key_before(row, index), ids)
+
+    def _key_before(self, row: Row, index: int) -> bytes:
+        assert row.salt is not None
+        return row.keys[index - 1] if index else row.salt
 
     def stop(self, row: Row) -> None:
         """Take everything back from a row."""
@@ -130,10 +152,11 @@ class Batch:
         """Let the pages be found that a row has filled since it had ``start`` tokens computed."""
         if row.salt is None or not self.has_prefixes:
             return
-        page_tokens = self.pool.page_tokens
-        extend_keys(row.keys, row.ids, row.salt, page_tokens)
-        for index in range(start // page_tokens, row.computed // page_tokens):
-            self.pool.commit(row.table[index], row.keys[index])
+        size = self.pool.page_tokens
+        extend_keys(row.keys, row.ids, row.salt, size)
+        for index in range(start // size, row.computed // size):
+            ids = row.ids[index * size : (index + 1) * size]
+            self.pool.commit(row.table[index], row.keys[index], self._key_before(row, index), ids)
 
     def _open(self, row: Row, start: int) -> range:
         """Pages from ``start`` on that a row may have in common with others."""

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 
 PAGE_TOKENS = 64
 """Tokens of a page."""
+_PART_STEP = 8
+"""Beginnings of a page are found in steps of so many tokens, from two steps on: fewer are soon computed anew."""
 _KEY_BYTES = 32
 
 
@@ -33,8 +35,11 @@ def extend_keys(keys: list[bytes], ids: Sequence[int], salt: bytes, page_tokens:
     """
     for index in range(len(keys), len(ids) // page_tokens):
         before = keys[index - 1] if index else salt
-        page = array("q", ids[index * page_tokens : (index + 1) * page_tokens]).tobytes()
-        keys.append(hashlib.blake2b(before + page, digest_size=_KEY_BYTES).digest())
+        keys.append(_key(before, ids[index * page_tokens : (index + 1) * page_tokens]))
+
+
+def _key(before: bytes, ids: Sequence[int]) -> bytes:
+    return hashlib.blake2b(before + array("q", ids).tobytes(), digest_size=_KEY_BYTES).digest()
 
 
 class PagePool:
@@ -53,6 +58,8 @@ class PagePool:
         self._owners = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
+        self._parts: dict[int, list[bytes]] = {}  # keys of a findable page's beginnings
+        self._page_of_part: dict[bytes, int] = {}  # the newest page that begins so
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))  # the next to be taken first
 
     @property
@@ -115,11 +122,17 @@ class PagePool:
 
     # prefixes
 
-    def commit(self, page: int, key: bytes) -> None:
-        """Let a full page be found by its key. If another page has the same key already, that one stays the answer."""
+    def commit(self, page: int, key: bytes, before: bytes = b"", ids: Sequence[int] = ()) -> None:
+        """Let a full page be found by its key. If another page has the same key already, that one stays the answer.
+
+        With its tokens ``ids`` and the key ``before`` it (of the page before, or the salt) its beginnings are found too.
+        """
         assert self._owners[page] > 0, f"page {page} belongs to no table"
-        if self._page_of.setdefault(key, page) == page:
-            self._keys[page] = key
+        if self._page_of.setdefault(key, page) != page or self._keys[page] == key:
+            return
+        self._keys[page] = key
+        self._parts[page] = [_key(before, ids[:size]) for size in self._part_sizes(len(ids))]
+        self._page_of_part |= dict.fromkeys(self._parts[page], page)
 
     def match(self, keys: Sequence[bytes], num_pages: int) -> list[int]:
         """The longest run of pages that hold what the first ``num_pages`` keys stand for; they are not taken yet."""
@@ -131,6 +144,20 @@ class PagePool:
             pages.append(page)
         return pages
 
+    def match_part(self, before: bytes, ids: Sequence[int]) -> tuple[int, int] | None:
+        """A page that follows the key ``before`` and begins as ``ids``, and how many tokens of it do; None if only few
+        of any page do. It is for copying: what else the page holds is another text."""
+        for size in self._part_sizes(len(ids) + 1):
+            page = self._page_of_part.get(_key(before, ids[:size]))
+            if page is not None:
+                return page, size
+        return None
+
+    def _part_sizes(self, num_tokens: int) -> range:
+        """Beginnings that are shorter than a page and than ``num_tokens``, the longest first."""
+        most = (min(self.page_tokens, num_tokens) - 1) // _PART_STEP * _PART_STEP
+        return range(most, _PART_STEP, -_PART_STEP)
+
     def count_lookup(self, queried: int, hit: int) -> None:
         """Count a prompt of ``queried`` tokens, ``hit`` of which were found."""
         self.queried_tokens += queried
@@ -141,6 +168,9 @@ class PagePool:
         if key is not None:
             del self._page_of[key]
             self._keys[page] = None
+            for part in self._parts.pop(page):
+                if self._page_of_part[part] == page:
+                    del self._page_of_part[part]
 
     # copy on write
 
@@ -177,4 +207,6 @@ class PagePool:
             assert (page in self._free) == (owners[page] == 0), f"page {page} is free and owned, or neither"
             key = self._keys[page]
             assert key is None or self._page_of[key] == page, f"page {page} cannot be found by its key"
+        for key, page in self._page_of_part.items():
+            assert key in self._parts[page], f"a part leads to page {page}, which begins otherwise"
         assert len(self._page_of) == sum(key is not None for key in self._keys), "a key leads to a page without it"

@@ -311,10 +311,11 @@ class Scheduler:
             if not lower or batch.rows[-1] is not lower[-1]:
                 return False  # they had more in common than it seemed
             last = lower.pop()
+            plan.copies = [pair for pair in plan.copies if pair[1] not in last.table]
             self._preempt(last)
             plan.preempted.append(last)
             plan.pieces = [piece for piece in plan.pieces if piece.row is not last]
         self.waiting.remove(row)
-        batch.start(row, found)
+        plan.copies += batch.start(row, found)
         plan.admitted.append(row)
         return True
