@@ -14,6 +14,7 @@ from typing import Any
 
 import serve_client
 import serve_quality
+import serve_split
 import serve_systems as systems
 import serve_weights as weights
 from serve_peers import FOLDER, ROOT
@@ -59,14 +60,20 @@ def decode(options: Options) -> Facts:
             systems.llama_cpp(weights.GGUF["bf16"], level, "llama_cpp_bf16"),
         ]  # fmt: skip
         arguments = ("--concurrency", level, "--num-requests", options.requests(usual), "--ignore-eos")
-        with standing(servers[:1]):  # where the time goes, by the server's own count
-            before = servers[0].spent()
-            run = servers[0].ask(*arguments)
-            spent = {name: round(value - before.get(name, 0.0), 3) for name, value in servers[0].spent().items()}
         in_turns(servers, options.rounds, *arguments)
         facts[str(level)] = {"systems": {server.name: server.summary() for server in servers}}
-        facts[str(level)]["seconds_of_ours"] = {"duration": run["duration"], **spent}
     return facts
+
+
+def split(options: Options) -> Facts:
+    """Where the time of a token goes in ours, at 1, 8 and 32 at once."""
+    weights.decoder()
+    server = systems.ours(weights.INT8)
+    with standing([server]):
+        return {
+            str(level): serve_split.split(server, weights.INT8, level, options.requests(usual))
+            for level, usual in ((1, 4), (8, 32), (32, 64))
+        }
 
 
 def transformers(options: Options) -> Facts:
@@ -288,7 +295,7 @@ def quality(options: Options) -> Facts:
 
 
 CASES: dict[str, Callable[[Options], Facts]] = {
-    "client": client, "limit": limit, "startup": startup, "decode": decode, "prefill": prefill, "prefix": prefix,
-    "transformers": transformers, "embed": embed, "lora": lora, "json": json_schema, "overload": overload,
-    "beams": beams, "items": items, "quality": quality,
+    "client": client, "limit": limit, "startup": startup, "decode": decode, "split": split, "prefill": prefill,
+    "prefix": prefix, "transformers": transformers, "embed": embed, "lora": lora, "json": json_schema,
+    "overload": overload, "beams": beams, "items": items, "quality": quality,
 }  # fmt: skip

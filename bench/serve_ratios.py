@@ -35,7 +35,8 @@ def ratios(runs: dict[str, Facts]) -> dict[str, float]:
     if facts := runs.get("embed"):
         rate = {name: middle(each, "texts_per_s") for name, each in facts.items()}
         rival = max(value for name, value in rate.items() if name.startswith("sentence"))
-        found |= {"embed_vs_sentence_transformers": rate["ours"] / rival}
+        found["embed_vs_sentence_transformers_default"] = rate["ours"] / rate["sentence_transformers_fp32"]
+        found["embed_vs_sentence_transformers"] = rate["ours"] / rival
         found |= {"embed_vs_infinity": rate["ours"] / rate["infinity_emb"]}
     if facts := runs.get("beams"):
         rate = {name: middle(each, "output_throughput") for name, each in facts.items()}

@@ -104,16 +104,6 @@ class Server:
         except OSError:
             return 0
 
-    def spent(self) -> dict[str, float]:
-        """Sums of seconds that the server's own metrics tell, by name; empty where it has none."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
-                text = response.read().decode()
-        except OSError:
-            return {}
-        lines = re.findall(r"^(\w*seconds\w*(?:\{[^}]*\})?) ([0-9.e+-]+)$", text, re.M)
-        return {name: float(value) for name, value in lines if "_bucket" not in name and "_count" not in name}
-
     def ask(self, *arguments: object, models: str | None = None) -> dict[str, Any]:
         """What ``danlu bench serve`` measures here."""
         with tempfile.NamedTemporaryFile(suffix=".json") as found:

@@ -216,6 +216,9 @@ JUDGED = (
     "ours_fp32", "ours_bf16", "llama_cpp_bf16", "ours_int8", "llama_cpp_q8_0",
 )  # fmt: skip
 
+PARTS = ("products", "attention", "scheduling", "sampling", "http")
+"""Where the time of a token goes."""
+
 
 def serve(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Tokens a second of each system, every ratio, and what each precision costs in quality."""
@@ -238,6 +241,11 @@ def serve(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     lines = table(words["serve_head"], rows) if rows else []
     ratios = [(words.get(f"served_{name}", words[name]), f"{value:,.2f}") for name, value in result["ratios"].items()]
     lines += ["", *table(words["serve_ratio_head"], ratios)]
+    parts = [
+        (level, *(f"{facts['us_per_token'][part]:,.0f}" for part in PARTS), f"{facts['duration_us_per_token']:,.0f}")
+        for level, facts in runs.get("split", {}).items()
+    ]
+    lines += ["", *table(words["split_head"], parts)] if parts else []
     quality = runs.get("quality", {})
     judged = [
         (words[name], f"{found['kl_to_fp32']:.4f}", percent(found["same_top_share"]), f"{found['perplexity']:.2f}")

@@ -95,7 +95,8 @@ ENGLISH = {
     "decode1_vs_transformers": "1 client, against transformers",
     "decode32_vs_transformers": "32 clients, against transformers",
     "ttft8_vs_llamacpp": "time to first token at 8 clients (p95): llama.cpp's / ours",
-    "embed_vs_sentence_transformers": "embeddings of mixed lengths, against sentence-transformers",
+    "embed_vs_sentence_transformers_default": "embeddings of mixed lengths, against sentence-transformers as it comes",
+    "embed_vs_sentence_transformers": "the same, against the faster of its number types (bf16)",
     "embed_vs_infinity": "the same, against infinity-emb",
     "beams4_vs_ctranslate2": "4 beams (BART-base shape), against CTranslate2 int8",
     "prefix_ttft": "time to first token, prompt in the prefix cache / cold",
@@ -106,6 +107,8 @@ ENGLISH = {
     "served_items_per_s": "product copies a second (quickstart's prompts)",
     "startup_s": "seconds from the start to the first token, warm",
     "client_us_per_chunk": "cost of the load client itself, µs a chunk",
+    "split_head": "clients, µs a token of an answer | products | attention | scheduling | sampling | HTTP process "
+    "| by the clock",
     "quality_head": "held-out text | KL to fp32 | same first choice | perplexity",
     "quality_note": "SmolLM2-135M-Instruct, the same weights everywhere; two threads and two cores for each, the "
     "client on the same cores; medians of {rounds} rounds, in turns.",
@@ -208,7 +211,8 @@ CHINESE = {
     "decode1_vs_transformers": "1 个客户端，对 transformers",
     "decode32_vs_transformers": "32 个客户端，对 transformers",
     "ttft8_vs_llamacpp": "8 个客户端时首 token 延迟（p95）：llama.cpp / 我们",
-    "embed_vs_sentence_transformers": "长短混合的向量化，对 sentence-transformers",
+    "embed_vs_sentence_transformers_default": "长短混合的向量化，对开箱即用的 sentence-transformers",
+    "embed_vs_sentence_transformers": "同上，对其较快的数值类型（bf16）",
     "embed_vs_infinity": "同上，对 infinity-emb",
     "beams4_vs_ctranslate2": "4 束搜索（BART-base 形状），对 CTranslate2 int8",
     "prefix_ttft": "首 token 延迟：前缀缓存命中 / 冷启动",
@@ -219,6 +223,7 @@ CHINESE = {
     "served_items_per_s": "每秒商品文案数（quickstart 的提示）",
     "startup_s": "热启动到首 token 的秒数",
     "client_us_per_chunk": "压测客户端自身开销，微秒/块",
+    "split_head": "客户端数，答案每个 token 的微秒数 | 乘积 | 注意力 | 调度 | 采样 | HTTP 进程 | 实际经过",
     "quality_head": "留出文本 | 对 fp32 的 KL | 首选相同 | 困惑度",
     "quality_note": "SmolLM2-135M-Instruct，各方权重相同；每方两线程两核，"
     "客户端也在这两核上；轮流运行 {rounds} 轮取中位数。",

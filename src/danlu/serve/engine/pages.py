@@ -125,7 +125,7 @@ class PagePool:
     def commit(self, page: int, key: bytes, before: bytes = b"", ids: Sequence[int] = ()) -> None:
         """Let a full page be found by its key. If another page has the same key already, that one stays the answer.
 
-        With its tokens ``ids`` and the key ``before`` it (of the page before, or the salt) its beginnings are found too.
+        With its tokens ``ids`` and the key ``before`` it (of the page before, or the salt), its beginnings are too.
         """
         assert self._owners[page] > 0, f"page {page} belongs to no table"
         if self._page_of.setdefault(key, page) != page or self._keys[page] == key:
@@ -169,7 +169,7 @@ class PagePool:
             del self._page_of[key]
             self._keys[page] = None
             for part in self._parts.pop(page):
-                if self._page_of_part[part] == page:
+                if self._page_of_part.get(part) == page:
                     del self._page_of_part[part]
 
     # copy on write
