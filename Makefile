@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup clients quickstart test check lint types format bench-quickstart bench-tokenizer bench-models bench-experts bench-linear-attention bench-train bench-serve bench-soak bench-energy bench-pretrain-recipes bench-sentiment docs lock clean
@@ -20,8 +21,8 @@ quickstart: setup ## the main job: raw reviews in, a tuned, int8, served model o
 clients: setup ## make the environments of other people's clients that the tests run (nothing when they are current)
 	@$(BIN)/python scripts/set_up_clients.py
 
-test: setup clients ## every test (ARGS="-k words" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup clients ## every test, WORKERS (all cores) at once (ARGS="-k words" to choose; WORKERS=0 in one process)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: lint types test ## lint, types and tests: what CI runs
 

