@@ -132,7 +132,10 @@ def embed(options: Options) -> Facts:
     """256 texts of 16 to 256 words, 32 in a request, two requests at once: ours and infinity over HTTP;
     sentence-transformers in its own process."""
     weights.sentences()
-    servers = [systems.ours(weights.MINILM, "ours"), systems.infinity(weights.MINILM)]
+    servers = [
+        systems.ours(weights.MINILM, "ours"), systems.ours(weights.MINILM, "ours_int8", "--scheme", "int8"),
+        systems.infinity(weights.MINILM),
+    ]  # fmt: skip
     found: dict[str, list[Facts]] = {"sentence_transformers_fp32": [], "sentence_transformers_bf16": []}
     with standing(servers):
         for number in range(options.rounds):
@@ -146,7 +149,7 @@ def embed(options: Options) -> Facts:
     facts = {server.name: server.summary() for server in servers} | {name: {"runs": r} for name, r in found.items()}
     for name, each in facts.items():
         print(f"  {name:<28} {statistics.median(run['texts_per_s'] for run in each['runs']):9.1f} texts/s", flush=True)
-    return facts
+    return facts | {"cosine_to_fp32": serve_quality.cosines()}
 
 
 def lora(options: Options) -> Facts:
@@ -226,15 +229,17 @@ def beams(options: Options) -> Facts:
     texts = FOLDER / "sources.jsonl"
     rows = [" ".join(f"w{4 + (row * 7919 + place * 104729) % 50000}" for place in range(254)) for row in range(16)]
     texts.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows), encoding="utf-8")
-    server = systems.ours(weights.BART / "plain", "ours")
+    plain = weights.BART / "plain"
+    servers = [systems.ours(plain, "ours_int8", "--scheme", "int8"), systems.ours(plain, "ours")]
     found: list[Facts] = []
-    with standing([server]):
+    with standing(servers):
         for _ in range(options.rounds):
-            server.measure("--file", texts, "--output-tokens", 64, "--num-requests", options.requests(16),
-                           "--concurrency", 8, "--extra-body", '{"num_beams": 4, "min_tokens": 64}')  # fmt: skip
+            for server in servers:
+                server.measure("--file", texts, "--output-tokens", 64, "--num-requests", options.requests(16),
+                               "--concurrency", 8, "--extra-body", '{"num_beams": 4, "min_tokens": 64}')  # fmt: skip
             found.append(their_result("beams", weights.BART / "ctranslate2", options.requests(16), 256, 64, 8))
             print(f"  ctranslate2_int8 {found[-1]['output_throughput']:.1f} tokens/s", flush=True)
-    return {"ours": server.summary(), "ctranslate2_int8": {"runs": found}}
+    return {**{server.name: server.summary() for server in servers}, "ctranslate2_int8": {"runs": found}}
 
 
 def items(options: Options) -> Facts:

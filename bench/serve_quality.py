@@ -102,5 +102,22 @@ def of_ours(num_chunks: int) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
+def cosines() -> dict[str, float]:
+    """Of vectors of the sentence model in bf16 and int8 with those in fp32, the mean over the texts."""
+    import torch
+
+    import danlu
+
+    texts = [json.loads(line)["text"] for line in weights.MIXED_TEXTS.read_text(encoding="utf-8").splitlines()]
+    folder = str(weights.MINILM)
+    truth, *others = (
+        torch.as_tensor(model.embed(texts))  # pyright: ignore[reportAttributeAccessIssue]
+        for model in (danlu.load(folder, precision="fp32"), danlu.load(folder, precision="bf16"),
+                      danlu.load(folder, int8=True))
+    )  # fmt: skip
+    found = [float(torch.nn.functional.cosine_similarity(each, truth).mean()) for each in others]
+    return dict(zip(("bf16", "int8"), (round(value, 5) for value in found), strict=True))
+
+
 if __name__ == "__main__":
     print(json.dumps(of_ours(int(sys.argv[1]))))

@@ -33,14 +33,16 @@ def ratios(runs: dict[str, Facts]) -> dict[str, float]:
         rate = {name: middle(each, "total_token_throughput") for name, each in facts.items()}
         found["prefill_vs_llamacpp"] = rate["ours_int8"] / max(rate["llama_cpp_q8_0"], rate["xllamacpp_q8_0"])
     if facts := runs.get("embed"):
-        rate = {name: middle(each, "texts_per_s") for name, each in facts.items()}
+        rate = {name: middle(each, "texts_per_s") for name, each in facts.items() if "runs" in each}
         rival = max(value for name, value in rate.items() if name.startswith("sentence"))
         found["embed_vs_sentence_transformers_default"] = rate["ours"] / rate["sentence_transformers_fp32"]
         found["embed_vs_sentence_transformers"] = rate["ours"] / rival
+        if "ours_int8" in rate:
+            found["embed_int8_vs_sentence_transformers"] = rate["ours_int8"] / rival
         found |= {"embed_vs_infinity": rate["ours"] / rate["infinity_emb"]}
     if facts := runs.get("beams"):
         rate = {name: middle(each, "output_throughput") for name, each in facts.items()}
-        found["beams4_vs_ctranslate2"] = rate["ours"] / rate["ctranslate2_int8"]
+        found["beams4_vs_ctranslate2"] = rate["ours_int8"] / rate["ctranslate2_int8"]
     return {name: round(ratio, 3) for name, ratio in (found | _ours_alone(runs)).items()}
 
 

@@ -1,5 +1,6 @@
 """danlu train, check, plan and finetune as a user runs them, on a tiny model."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from danlu.cli.finetune import command
+from danlu.core.errors import ConfigError
 from danlu.flow.check import check_splits
 from danlu.flow.probe import find_subject
 from danlu.flow.recipe import load_recipe
@@ -95,6 +98,22 @@ def test_the_recipe_of_finetune_leaves_rate_and_length_to_the_task(tiny_folder: 
     assert "lora: null\n  steps: 7\n" in path.read_text()
     trains = load_recipe(path).stages[-1].config
     assert (trains.steps, trains.epochs, trains.optim.learning_rate) == (7, None, 1e-4)
+
+
+def test_finetune_writes_over_its_own_recipe_but_not_over_an_edited_one(tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    build = functools.partial(command, str(tiny_folder), data, name="mine", dry_run=True, home=tmp_path / "home")
+    path = tmp_path / "home" / "recipes" / "mine.yaml"
+    for steps in (7, 8):
+        assert build((f"steps={steps}",)) == 0
+    edited = path.read_text().replace("steps: 8", "steps: 9")
+    path.write_text(edited)
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not as `danlu finetune` left it, .* or give another --name"):
+        build(("steps=7",))
+    assert path.read_text() == edited
+    assert build(("steps=9",)) == 0  # the same settings: there is nothing to lose
+    assert build(("steps=7",), name="other") == 0
 
 
 def test_settings_may_follow_the_columns(tiny_folder: Path, tmp_path: Path) -> None:

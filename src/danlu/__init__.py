@@ -110,6 +110,8 @@ def locate(model: str | Path, store: str | Path | None = None) -> Path:
 
     if Path(model).exists():
         return Path(model)
+    if str(model).startswith(("/", "./", "../", "~")) or str(model).endswith(".gguf"):
+        raise StoreError(f"There is no file or folder {model}.", "Check the path.")
     try:
         folder = resolve(Store(Path(store or home())), str(model)).path
     except StoreError:

@@ -140,6 +140,24 @@ def test_a_model_that_is_nowhere_is_one_line_before_torch_is_loaded(capsys: pyte
     assert "is called 'nothing'. Run a recipe first: danlu run RECIPE." in capsys.readouterr().err
 
 
+def test_a_path_that_is_not_there_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("/nowhere/model", "./model", "model.gguf"):
+        assert main(["generate", path, "hello"]) == 1
+        assert capsys.readouterr().err == f"error: There is no file or folder {path}. Check the path.\n"
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(verb: str, arguments: list[str]) -> int:
+        raise MemoryError("no memory for 56623168 bytes")
+
+    monkeypatch.setattr("danlu.cli.main._call", call)
+    assert main(["runs"]) == 1
+    assert capsys.readouterr().err == (
+        "error: There is not enough memory: no memory for 56623168 bytes. "
+        "End other programs, or take a smaller model, batch or context.\n"
+    )
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from danlu.core.errors import StoreError
 

@@ -28,12 +28,15 @@ class Stub:
         self.connections: set[Any] = set()
         self.running = self.most = 0
         self.can_tokenize = True
+        self.models_status = 200
         self.words = "hi "
         self.refuse: Callable[[int], web.Response | None] = lambda number: None
         self.end: list[bytes] = [b"data: [DONE]\n\n"]
         self.url = ""
 
     async def models(self, request: web.Request) -> web.Response:
+        if self.models_status != 200:
+            return web.Response(status=self.models_status, text="<html>oops</html>")
         return web.json_response({"data": [{"id": "first"}, {"id": "second"}]})
 
     async def tokenize(self, request: web.Request) -> web.Response:
@@ -268,6 +271,14 @@ def test_a_test_that_is_stopped_reports_what_it_has() -> None:
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(RequestError, match=r"No server answers at http://127.0.0.1:9 \(.*Start it, or give its addr"):
         asyncio.run(run_load("http://127.0.0.1:9", LoadConfig()))
+
+
+@pytest.mark.parametrize(("status", "hint"), [(500, "Check the address"), (401, "Give --api-key")])
+def test_a_server_that_lists_no_models_is_told_with_its_status(status: int, hint: str) -> None:
+    stub = Stub()
+    stub.models_status = status
+    with pytest.raises(RequestError, match=rf"does not list its models \(HTTP {status}\): <html>oops</html> {hint}"):
+        one(stub)
 
 
 def test_a_first_request_that_fails_ends_the_test() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import BertForMaskedLM, CLIPModel
 
-from danlu.core.errors import ConfigError, DataError
+from danlu.core.errors import ConfigError, DataError, TrainError
 from danlu.core.events import Silent
 from danlu.flow.recipe import load_recipe, load_stage
 from danlu.flow.run import run
@@ -36,13 +36,19 @@ stages:
   - name: tuned
     use: {use}
     inputs: {{model: model, data: data}}
-    audit: "off"
+    audit: "{audit}"
     validate_every: 2
     optim: {{learning_rate: 1.0e-3}}
     epochs: null
     steps: 4
     {more}
 """
+ROWS = {
+    "classify": test_classify.ROWS,
+    "tag": test_tag.ROWS,
+    "embed": test_embed.ROWS,
+    "seq2seq": test_seq2seq.ROWS,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +71,9 @@ def data(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def tuned(tmp_path: Path, use: str, model: Path, rows: Path, more: str = "") -> Artifact:
+def tuned(tmp_path: Path, use: str, model: Path, rows: Path, more: str = "", audit: str = "off") -> Artifact:
     path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.format(use=use, model=model, data=rows, more=more))
+    path.write_text(RECIPE.format(use=use, model=model, data=rows, more=more, audit=audit))
     made = run(path, store=Store(tmp_path / "store"), display=Silent()).artifacts["tuned"]
     assert (made.path / "log.jsonl").is_file()
     assert (made.path / "training.html").is_file()
@@ -149,6 +155,16 @@ def test_bleu_and_chrf_read_chinese_by_the_character() -> None:
     assert compare(["猫坐在垫子上"], ["猫坐在垫子上"]) == pytest.approx({"chrf": 100.0, "bleu4": 100.0})
     assert compare(["the cat sat on it"], ["the cat sat on it"])["bleu4"] == pytest.approx(100.0)
     assert 0 < compare(["猫坐在垫子"], ["猫坐在垫子上"])["bleu4"] < 100
+
+
+@pytest.mark.parametrize("use", ["classify", "tag", "embed", "seq2seq", "pair"])
+def test_rows_of_the_same_kind_in_every_split_are_refused_by_the_audit(use: str, body: Path, tmp_path: Path) -> None:
+    model, rows = body, ROWS.get(use) or test_pair.rows(tmp_path / "rows")
+    if use in ("seq2seq", "pair"):
+        model = tmp_path / use
+        (test_seq2seq.bart if use == "seq2seq" else save_clip)(model)
+    with pytest.raises(TrainError, match="100% of the validation rows are training rows too"):
+        tuned(tmp_path, use, model, data(tmp_path / "rows", rows), audit="refuse")
 
 
 def test_data_and_settings_that_make_no_model_are_refused(body: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Beam search equals transformers' token for token, scores included."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from transformers import T5ForConditionalGeneration as T5
 
 from danlu.core.errors import RequestError
 from danlu.core.records import Completion, GenerateOptions
+from danlu.models import beam
+from danlu.models.beam import Beam, Search
+from danlu.models.defaults import GenerationDefaults
 from danlu.models.load import load_model
 from danlu.models.loaded import LoadedModel
+from danlu.models.writing import Writing
 from tests.models.case import randomised
 from tests.models.cases import recurrent
 from tests.models.cases.decoders import SIZES
@@ -99,6 +104,57 @@ def test_bart_with_4_beams_and_30_tokens_is_that_of_transformers(bart: Peer, ear
     assert all(answer.token_ids[-1] == 2 for answer in answers)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 4, "n": 3, "max_tokens": 12, "length_penalty": 0.0},
+        {"num_beams": 3, "max_tokens": 29, "no_repeat_ngram_size": 2, "min_tokens": 8},
+    ],
+    ids=["plain", "forbidding"],
+)
+def test_the_kernels_change_no_answer(decoder: Peer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_kernels = decoder.check(**options)
+    monkeypatch.setattr(beam, "load_sampler", lambda: None)
+    assert [one.token_ids for one in decoder.check(**options)] == [one.token_ids for one in with_kernels]
+
+
+def search_of(keep: int, forbidden: Sequence[int]) -> Search:
+    """One beam of three that has said nothing, and must not say some tokens."""
+    options = GenerateOptions(num_beams=keep // 2, min_tokens=1, ignore_eos=True)
+    defaults = GenerationDefaults(end_ids=frozenset(forbidden))
+    return Search(Writing([1], options, None, 9, defaults=defaults), None)
+
+
+@pytest.mark.parametrize("num_forbidden", [0, 3, 500])
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_a_beam_goes_on_with_the_likeliest_tokens_that_it_may_say(
+    num_forbidden: int, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_kernels:
+        monkeypatch.setattr(beam, "load_sampler", lambda: None)
+    logits = 3.0 * torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    order = logits.argsort(descending=True).tolist()
+    forbidden = order[1 : 1 + num_forbidden]
+    found = search_of(6, forbidden).candidates(0, logits)
+    expected = [token for token in order if token not in forbidden][:6]
+    assert [token for token, _ in found] == expected
+    logprobs = torch.log_softmax(logits, dim=-1)[expected].tolist()
+    assert [logprob for _, logprob in found] == pytest.approx(logprobs, abs=1e-5)
+
+
+def test_what_is_impossible_is_no_candidate() -> None:
+    logits = torch.full((70,), -torch.inf)
+    logits[[3, 60]] = torch.tensor([1.0, 2.0])
+    assert [token for token, _ in search_of(6, []).candidates(0, logits)] == [60, 3]
+
+
+def test_among_equals_the_earlier_beams_likelier_token_comes_first() -> None:
+    search = search_of(6, [])
+    search.beams = [Beam((5,), -1.0), Beam((6,), -2.0)]
+    assert search.advance([[(8, -2.0), (7, -2.0)], [(4, -1.0), (3, -1.5)]]) == [0, 0, 1]
+    assert [one.token_ids for one in search.beams] == [(5, 8), (5, 7), (6, 4)]
+
+
 @pytest.mark.parametrize("num_beams", [2, 7])
 def test_penalties_act_on_beams_as_in_transformers(decoder: Peer, num_beams: int) -> None:
     answers = decoder.check(num_beams=num_beams, max_tokens=10, repetition_penalty=1.4, no_repeat_ngram_size=2)
@@ -141,7 +197,7 @@ def test_recurrent_layers_follow_their_beams(tmp_path: Path) -> None:
 
 def test_a_stop_text_ends_a_beam(tiny_folder: Path) -> None:
     tiny = LoadedModel(load_model(tiny_folder, precision="fp32"))
-    options = {"num_beams": 3, "max_tokens": 20}
+    options: dict[str, Any] = {"num_beams": 3, "max_tokens": 20}
     (whole,) = tiny.generate(["The navy"], GenerateOptions(**options))
     stop = whole.text[2:4]
     (cut,) = tiny.generate(["The navy"], GenerateOptions(**options, stop=(stop,)))

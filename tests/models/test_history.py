@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from danlu.core.records import GenerateOptions
+from danlu.models import history as histories
 from danlu.models.defaults import GenerationDefaults
 from danlu.models.history import History
 from danlu.models.steering import Steering
@@ -29,6 +30,13 @@ def test_what_is_kept_token_by_token_is_what_counting_afresh_gives(size: int) ->
         assert sorted(history.seen.tolist()) == sorted({*prompt, *answer})
         assert dict(zip(history.answer_tokens.tolist(), history.counts.tolist(), strict=True)) == Counter(answer)
         assert history.repeated == repeated(prompt + answer, size)
+        assert history.repeated == histories.repeated(prompt + answer, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_text_of_a_few_tokens_looked_at_once_repeats_what_counting_gives(size: int) -> None:
+    for ids in ([], [4], [4, 4], [4, 4, 4], [1, 2, 1, 2, 1]):
+        assert histories.repeated(ids, size) == repeated(ids, size)
 
 
 def test_another_answer_is_read_from_its_start() -> None:

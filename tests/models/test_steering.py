@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,6 +107,34 @@ def test_first_and_last_tokens_are_forced_as_in_transformers() -> None:
     expected = by_transformers(end, ids=PROMPT + [1] * 11)
     assert torch.equal(steered(defaults, answer=[1] * 11), expected)
     assert torch.equal(steered(defaults, answer=[1] * 10), scores())
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options"),
+    [
+        (GenerationDefaults(), {"no_repeat_ngram_size": 2}),
+        (GenerationDefaults(end_ids=frozenset({2, 3})), {"min_tokens": 7, "stop_token_ids": (11,)}),
+        (GenerationDefaults(banned=((5, 6, 8), (1,)), last_ids=(2,)), {"no_repeat_ngram_size": 3, "min_tokens": 9}),
+        (GenerationDefaults(first_ids=(4,)), {}),
+    ],
+)
+def test_what_is_forbidden_is_all_that_changes(defaults: GenerationDefaults, options: dict[str, Any]) -> None:
+    found = steered(defaults, **options)
+    steering = Steering(GenerateOptions(**options), defaults, PROMPT, 12, is_answer_alone=True)
+    forbidden = steering.forbidden(tuple(ANSWER))
+    assert forbidden == {token for token in range(40) if found[token] == float("-inf")}
+    assert torch.equal(found[found > float("-inf")], scores()[found > float("-inf")])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}, {"logit_bias": {1: 1.0}}],
+)  # fmt: skip
+def test_rules_that_change_scores_do_more_than_forbid(options: dict[str, Any]) -> None:
+    asked = GenerateOptions(**options)
+    assert Steering(asked, GenerationDefaults(), PROMPT, 12, is_answer_alone=True).forbidden([]) is None
+    forced = Steering(GenerateOptions(), GenerationDefaults(first_ids=(4,)), [1], 12, is_answer_alone=True)
+    assert (forced.forbidden([]), forced.forbidden([4])) == (None, set())
 
 
 def test_a_decoders_first_token_is_not_forced() -> None:

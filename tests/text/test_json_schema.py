@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from danlu.core.errors import RequestError
-from danlu.text.json_schema import close_objects, parse_schema, subschemas
+from danlu.text.json_schema import close_objects, parse_schema, resolved, subschemas, text_kind
 
 
 def refused(schema: Any, match: str) -> None:
@@ -83,3 +83,32 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
         "c": {},
     }
     assert "additionalProperties" not in schema  # what anyOf adds must stay possible
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"),
+    [
+        ({"type": "string"}, "text"),
+        ({"enum": ["a", "b"]}, "text"),
+        ({"const": "a"}, "text"),
+        ({"$ref": "#/$defs/name"}, "text"),
+        ({"type": ["string", "null"]}, "text or null"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "text or null"),
+        ({"anyOf": [{"type": "string"}, {"enum": ["a"]}]}, "text"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, ""),
+        ({"enum": ["a", 1]}, ""),
+        ({"type": "integer"}, ""),
+        ({"$ref": "#/$defs/loop"}, ""),
+        ({"$ref": "#/nowhere/at/all"}, ""),
+        (True, ""),
+        ({}, ""),
+    ],
+)
+def test_a_schema_tells_whether_its_values_are_texts(schema: Any, kind: str) -> None:
+    root = {"$defs": {"name": {"type": "string"}, "loop": {"$ref": "#/$defs/loop"}}}
+    assert text_kind(schema, root) == kind
+
+
+def test_a_reference_leads_to_what_is_meant() -> None:
+    assert resolved({"$ref": "#/$defs/a"}, {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"const": 1}}}) == {"const": 1}
+    assert resolved({"$ref": "#/$defs/c"}, {"$defs": {}}) is None

@@ -7,8 +7,9 @@ from danlu.core.errors import DataError, RequestError
 from danlu.core.records import Message
 from danlu.text.chat import ChatFormat, conversation
 from danlu.text.tokenizer import TextStream, TextTokenizer
-from danlu.text.tool_parser import ToolFormat
-from danlu.text.tools import as_plain, check_tools, detect_tool_format, tool_grammar, tool_names
+from danlu.text.tool_formats import ToolFormat, detect_tool_format
+from danlu.text.tool_grammar import tool_grammar
+from danlu.text.tools import as_plain, check_tools, tool_schemas
 from tests.tiny import TEMPLATE, make_tokenizer
 
 TOKENIZER = TextTokenizer(make_tokenizer(), end_tokens=["<|im_end|>"], begin_token="<|im_start|>")
@@ -66,7 +67,14 @@ def text_of(ids: list[int]) -> str:
         ("{{ tools }}[TOOL_CALLS]x[ARGS]", "mistral_args"),
         ("{{ tools }}<|python_tag|>", "llama3"),
         ('{% if tools %}{"name": x, "parameters": y}', "llama3"),
-        ("{{ tools }}<tool_call>{{ name }}<arg_key>", None),
+        ("{{ tools }}<tool_call>{{ name }}<arg_key>", "glm"),
+        ("{{ tools }}<tool_call>\n<function=f>\n<parameter=a>", "qwen3_coder"),
+        ("{{ tools }}<｜tool▁calls▁begin｜>function<｜tool▁sep｜>f\n```json", "deepseek"),
+        ("{{ tools }}<｜tool▁calls▁begin｜>f<｜tool▁sep｜>{}", "deepseek_bare"),
+        ("{{ tools }}<｜DSML｜function_calls>", None),
+        ("{{ tools }}<|tool_call|>", "granite"),
+        ('{{ tools }} functools[{"name": "parameters":', "functools"),
+        ("{{ tools }} Use [func_name1(param1=value1), func_name2(params)]", "pythonic"),
         ("{{ tools }}", None),
         ("<tool_call>", None),
         (TEMPLATE, None),
@@ -113,14 +121,18 @@ def test_a_choice_that_cannot_be_met_is_refused() -> None:
 def test_without_tools_or_choice_there_is_no_grammar_and_auto_waits_for_a_call() -> None:
     assert tool_grammar([tool()], "none", "hermes") is None
     assert tool_grammar([], "auto", "hermes") is None
-    for form, after in (("hermes", "<tool_call>"), ("llama3", "<|python_tag|>"), ("mistral", "[TOOL_CALLS]")):
+    forms: list[tuple[ToolFormat, str]] = [
+        ("hermes", "<tool_call>"), ("llama3", "<|python_tag|>"), ("mistral", "[TOOL_CALLS]"),
+        ("qwen3_coder", "<tool_call>"), ("deepseek", "<｜tool▁calls▁begin｜>"), ("functools", "functools["),
+    ]  # fmt: skip
+    for form, after in forms:
         grammar = tool_grammar([tool()], "auto", form)
         assert grammar is not None
         assert grammar.after == after
     required = tool_grammar([tool()], "required", "hermes")
     assert required is not None
     assert required.after == ""
-    assert tool_names([tool(), tool("find")]) == ("weather", "find")
+    assert list(tool_schemas([tool(), tool("find")])) == ["weather", "find"]
 
 
 # ---- what the model reads --------------------------------------------------------------------------------------------
@@ -147,6 +159,38 @@ def test_calls_that_are_written_as_usual_are_learnt_with_the_tokens_the_model_wr
 def test_calls_that_cannot_be_told_from_the_template_are_not_learnt_silently() -> None:
     with pytest.raises(DataError, match=r"calls of functions in a way of its own, so they cannot be learnt"):
         ChatFormat(TOKENIZER, MISTRAL).render(CALLED, add_generation_prompt=False)
+
+
+QWEN_CODER = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n{{ v }}\n</parameter>\n{% endfor %}"
+    "</function>\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+)
+DEEPSEEK = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}{% for c in m['tool_calls'] or [] %}"
+    "{{ '<｜tool▁call▁begin｜>' + c['type'] + '<｜tool▁sep｜>' + c['function']['name'] "
+    "+ '\n```json\n' + c['function']['arguments'] + '\n```<｜tool▁call▁end｜>' }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (
+            QWEN_CODER,
+            "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (
+            DEEPSEEK,
+            '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Oslo"}\n```<｜tool▁call▁end｜>',
+        ),
+    ],
+)
+def test_calls_go_back_to_their_model_in_its_own_way(template: str, written: str) -> None:
+    text = text_of(ChatFormat(TOKENIZER, template).prompt_ids(CALLED, tools=[tool()]))
+    assert f"<|im_start|>assistant\n{written}<|im_end|>\n<|im_start|>tool\nrain<|im_end|>" in text
 
 
 def test_rows_may_call_functions_without_saying_anything() -> None:

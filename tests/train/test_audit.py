@@ -7,7 +7,8 @@ from danlu.core.errors import TrainError
 from danlu.core.events import Events, Silent
 from danlu.models.load import load_model
 from danlu.text.chat import ChatFormat
-from danlu.train.audit import audit_chats, audit_labels
+from danlu.train.answers import encode_rows as encode_any
+from danlu.train.audit import audit_chats
 from danlu.train.findings import Finding, report
 from danlu.train.stages.sft import encode_rows
 
@@ -85,36 +86,15 @@ def test_repeated_questions_warn(chat: ChatFormat) -> None:
     assert (found.share, found.refuses) == (0.5, False)
 
 
-# ---- labels ----------------------------------------------------------------------------------------------------------
-
-
-def labels(texts: list[str], names: list[str], validation: list[str] | None = None) -> dict[str, Finding]:
-    return {f.code: f for f in audit_labels(texts, names, validation or [])}
-
-
-def test_good_labels_have_no_finding() -> None:
-    assert labels(["fine cloth", "poor cloth"], ["positive", "negative"], ["other"]) == {}
-
-
-def test_one_text_with_two_labels_is_shown() -> None:
-    found = labels(["fine cloth", "Fine  cloth", "x", "y"], ["good", "bad", "bad", "good"])["contradicted"]
-    assert (found.share, found.refuses, found.example) == (0.5, True, "'fine cloth'")
-
-
-def test_a_single_label_refuses() -> None:
-    assert labels(["a", "b"], ["x", "x"])["one_label"].message == (
-        "Every row has the label 'x': there is nothing to tell apart."
-    )
-
-
-def test_texts_that_name_their_label_warn() -> None:
-    found = labels(["a dress in red", "the blouse fits"], ["dress", "blouse"])["names_its_label"]
-    assert (found.share, found.refuses) == (1.0, False)
-
-
-def test_texts_that_lose_their_end_are_counted() -> None:
-    (found,) = audit_labels(["a", "b"], ["x", "y"], [], too_long=0.5)
-    assert (found.code, found.refuses) == ("truncated", True)
+def test_rows_of_prompt_and_completion_and_of_text_are_looked_at_too(chat: ChatFormat) -> None:
+    rows = [{"prompt": "red dress", "completion": f"A red dress, {i}."} for i in range(4)] + [
+        {"text": "a navy top"}
+    ] * 4
+    encoded = encode_any(rows, chat, 100)
+    found = {f.code: f for f in audit_chats(rows, encoded.items, {}, rows[:2], chat)}
+    assert (found["repeated"].share, found["repeated"].refuses) == (0.75, False)
+    assert found["leaked"].share == 1.0
+    assert "never_ends" not in found
 
 
 # ---- telling ---------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Fine-tune a model on your own rows, in one command.
 
-Writes a recipe (kept under .danlu/recipes, yours to edit) and runs it: your rows are read in any common form, split and
-audited, the model is trained, and what comes out has a report, a manifest and a lineage. MODEL is a folder, a .gguf
-file, an alias, an artifact or a hub id; DATA a .jsonl, .parquet or .csv file, or a folder with train.jsonl and maybe
-validation.jsonl and test.jsonl.
+Writes a recipe (kept under .danlu/recipes, yours to edit: what you edited is not written over) and runs it: your rows
+are read in any common form, split and audited, the model is trained, and what comes out has a report, a manifest and a
+lineage. MODEL is a folder, a .gguf file, an alias, an artifact or a hub id; DATA a .jsonl, .parquet or .csv file, or a
+folder with train.jsonl and maybe validation.jsonl and test.jsonl.
 
   task       rows
   sft        messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt and response
@@ -23,6 +23,7 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ from danlu.cli.display import make_display
 from danlu.cli.options import Home
 from danlu.core.config import parse_override, set_path
 from danlu.core.errors import ConfigError, nearest
+from danlu.core.files import atomic_write
 
 TASKS = ("sft", "classify", "tag", "embed", "seq2seq", "pair", "dpo", "reward", "distil")
 
@@ -149,9 +151,24 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _write(recipe: dict[str, Any], path: Path) -> Path:
+    """Keep the recipe. The first line holds a hash of the others, which tells a file that the person has edited."""
     import yaml
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    path.write_text(f"# Written by `danlu finetune`; run it again with `danlu run {path}`.\n{text}", encoding="utf-8")
+    if path.is_file():
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        if rest != text and not first.endswith(f" {_digest(rest)}"):
+            raise ConfigError(
+                f"{path} is not as `danlu finetune` left it, and another recipe would be written over it.",
+                f"Run it as it is with `danlu run {path}`, or give another --name.",
+            )
+    with atomic_write(path) as file:
+        file.write(
+            f"# Written by `danlu finetune`; run it again with `danlu run {path}`. As written: {_digest(text)}\n"
+        )
+        file.write(text)
     return path
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

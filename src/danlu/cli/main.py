@@ -58,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         if is_debug:
             raise
         return _complain(error.message, error.hint, 1)
+    except MemoryError as error:
+        if is_debug:
+            raise
+        what = f"There is not enough memory{f': {error}' if str(error) else ''}."
+        return _complain(what, "End other programs, or take a smaller model, batch or context.", 1)
     except KeyboardInterrupt:
         if is_debug:
             raise

@@ -23,13 +23,16 @@ from danlu.client.protocol import (
     check_sent,
     decode_models,
     decode_reply,
+    decode_score,
+    decode_tokens,
     encode_request,
+    encode_score,
     to_error,
     to_finish_reason,
     to_usage,
 )
 from danlu.core.errors import RequestError
-from danlu.core.records import Completion, Delta, FinishReason, GenerateOptions, Message, Prompt
+from danlu.core.records import Completion, Delta, FinishReason, GenerateOptions, Message, Prompt, Score
 
 _Route = Literal["chat/completions", "completions"]
 
@@ -101,6 +104,44 @@ class Client:
         """``complete`` for a text, ``chat`` for messages."""
         return await (self.complete(prompt, options) if isinstance(prompt, str) else self.chat(prompt, options))
 
+    async def score(self, prompt: Prompt, continuation: str) -> Score:
+        """How likely the model finds ``continuation`` after ``prompt``.
+
+        Needs a server that has /tokenize and echoes prompts with their log-probabilities, as danlu and vLLM do: prompt
+        and continuation are cut into tokens apart from each other. Raises RequestError 501 for others.
+        """
+        before = await self._ids({"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)})
+        answer = await self._ids({"prompt": continuation, "add_special_tokens": False})
+        if not before or not answer:
+            raise RequestError("Prompt and continuation must both have at least one token.", "Send some text.")
+        body = encode_score(await self._name(), [*before, *answer])
+        async with self._send("POST", "completions", body) as response:
+            content = await self._read(response)
+        try:
+            return decode_score(content, len(before), len(answer))
+        except msgspec.DecodeError as error:
+            raise self._cannot_score("does not tell how likely a prompt is") from error
+
+    async def _ids(self, text: Mapping[str, Any]) -> list[int]:
+        body = msgspec.json.encode({"model": await self._name(), **text})
+        try:
+            async with self._send("POST", "../tokenize", body) as response:
+                content = await self._read(response)
+        except RequestError as error:
+            if error.status not in (404, 405) or error.code == "model_not_found":
+                raise
+            raise self._cannot_score("has no /tokenize") from error
+        try:
+            return decode_tokens(content).tokens
+        except msgspec.DecodeError as error:
+            raise self._nonsense(content) from error
+
+    def _cannot_score(self, why: str) -> RequestError:
+        return RequestError(
+            f"{self._root} {why}, so nothing can be scored there.", "Load the model here (danlu.load), or ask another "
+            "server.", status=501, code="unsupported",
+        )  # fmt: skip
+
     def stream_chat(self, messages: Sequence[Message], options: GenerateOptions | None = None) -> AsyncIterator[Delta]:
         """The answer to a conversation, piece by piece. Leaving the loop early (``aclose``) stops the server too."""
         return self._stream("chat/completions", {"messages": list(messages)}, options)
@@ -112,12 +153,16 @@ class Client:
     async def _body(self, prompt: Mapping[str, Any], options: GenerateOptions | None, *, is_stream: bool) -> bytes:
         options = options or GenerateOptions()
         check_sent(options)
+        return encode_request(await self._name(), prompt, options, is_stream=is_stream)
+
+    async def _name(self) -> str:
+        """The model that is asked."""
         if self._model is None:
             names = await self.models()
             if not names:
                 raise RequestError(f"{self._root} has no model.", "Load one there.", status=404, code="model_not_found")
             self._model = names[0]
-        return encode_request(self._model, prompt, options, is_stream=is_stream)
+        return self._model
 
     async def _whole(self, route: _Route, prompt: Mapping[str, Any], options: GenerateOptions | None) -> Completion:
         async with self._send("POST", route, await self._body(prompt, options, is_stream=False)) as response:

@@ -218,8 +218,9 @@ async def first_model(pool: Pool, url: str, wait_s: float) -> str:
             if answer.status == 200:
                 break
             if answer.status != 503 or time.monotonic() >= end_s:
+                hint = "Give --api-key." if answer.status in (401, 403) else "Check the address, or give --models."
                 raise RequestError(
-                    f"{url} refuses to list its models: {refusal(answer.body)}", "Give --api-key, or --models.",
+                    f"{url} does not list its models (HTTP {answer.status}): {refusal(answer.body)[:200]}", hint,
                     status=answer.status,
                 )  # fmt: skip
         await asyncio.sleep(0.1)

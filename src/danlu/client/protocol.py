@@ -3,7 +3,7 @@ connection."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from danlu.core.errors import OverloadedError, RequestError
-from danlu.core.records import FinishReason, GenerateOptions, Usage
+from danlu.core.records import FinishReason, GenerateOptions, Score, Usage
 
 
 class TokenCounts(Struct):
@@ -33,6 +33,11 @@ class _Text(Struct):
     content: str | None = None
 
 
+class _Logprobs(Struct):
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
 class _Choice(Struct):
     message: _Text | None = None
     delta: _Text | None = None
@@ -48,6 +53,18 @@ class Reply(Struct):
     error: ErrorDetail | None = None
 
 
+class _Tokens(Struct):
+    tokens: list[int]
+
+
+class _Scored(Struct):
+    logprobs: _Logprobs
+
+
+class _Scores(Struct):
+    choices: list[_Scored]
+
+
 class _Model(Struct):
     id: str
 
@@ -58,6 +75,8 @@ class _Models(Struct):
 
 decode_reply = msgspec.json.Decoder(Reply).decode
 decode_models = msgspec.json.Decoder(_Models).decode
+decode_tokens = msgspec.json.Decoder(_Tokens).decode
+_decode_scores = msgspec.json.Decoder(_Scores).decode
 
 _SENT = {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
 """Options that requests carry."""
@@ -81,6 +100,25 @@ def encode_request(model: str, prompt: Mapping[str, Any], options: GenerateOptio
     if is_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return msgspec.json.encode(body)
+
+
+def encode_score(model: str, ids: Sequence[int]) -> bytes:
+    """The body of a request that has a server tell how likely each of these tokens is, and write nothing."""
+    return msgspec.json.encode({"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 1})
+
+
+def decode_score(content: bytes, num_before: int, num_tokens: int) -> Score:
+    """Of ``num_tokens`` tokens that come after ``num_before`` others. Raises msgspec.DecodeError when they are not
+    there: servers may echo a prompt without its probabilities."""
+    choices = _decode_scores(content).choices
+    told = slice(num_before, num_before + num_tokens)
+    found = choices[0].logprobs if choices else _Logprobs()
+    values = [value for value in found.token_logprobs[told] if value is not None]
+    tops = [max(top.values(), default=0.0) for top in (found.top_logprobs or [])[told] if top is not None]
+    if len(values) != num_tokens or len(tops) != num_tokens:
+        raise msgspec.DecodeError("the tokens of the prompt have no probabilities")
+    is_greedy = all(value >= top for value, top in zip(values, tops, strict=True))
+    return Score(logprob=sum(values), num_tokens=num_tokens, is_greedy=is_greedy, token_logprobs=tuple(values))
 
 
 def check_sent(options: GenerateOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from danlu.client.client import Client
@@ -49,22 +49,28 @@ class RemoteModel:
     async def _generate(
         self, prompts: Sequence[Prompt], options: GenerateOptions | None, on_advance: OnAdvance | None
     ) -> list[Completion]:
-        answers: dict[int, Completion] = {}
-        queue = iter(enumerate(prompts))
+        return await self._each([lambda p=prompt: self._client.answer(p, options) for prompt in prompts], on_advance)
+
+    async def _each(
+        self, asks: Sequence[Callable[[], Coroutine[Any, Any, T]]], on_advance: OnAdvance | None = None
+    ) -> list[T]:
+        """What they give, in order, so many at a time."""
+        found: dict[int, T] = {}
+        queue = iter(enumerate(asks))
 
         async def work() -> None:
-            for index, prompt in queue:
-                answers[index] = await self._client.answer(prompt, options)
+            for index, ask in queue:
+                found[index] = await ask()
                 if on_advance is not None:
                     on_advance(1)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(prompts))):
+                for _ in range(min(self._concurrency, len(asks))):
                     group.create_task(work())
         except* RequestError as errors:
             raise _first(errors) from errors
-        return [answers[index] for index in range(len(prompts))]
+        return [found[index] for index in range(len(asks))]
 
     def stream(self, prompt: Prompt, options: GenerateOptions | None = None) -> Iterator[Delta]:
         """The answer piece by piece; leaving early stops the server too."""
@@ -83,13 +89,10 @@ class RemoteModel:
                 self._wait_for(_close(deltas))
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Score]:
-        """Always refused: the HTTP API gives no probabilities."""
-        raise RequestError(
-            "Scoring is not supported remotely: the HTTP API gives no probabilities.",
-            "Load the model here (danlu.load) and score with it.",
-            status=501,
-            code="unsupported",
-        )
+        """Log-likelihood of each continuation after its prompt. Raises RequestError 501 where the server cannot tell
+        (see ``Client.score``)."""
+        pairs = list(zip(prompts, continuations, strict=True))
+        return self._wait_for(self._each([lambda p=prompt, c=text: self._client.score(p, c) for prompt, text in pairs]))
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

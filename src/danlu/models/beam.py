@@ -14,8 +14,15 @@ from torch import Tensor
 from danlu.core.records import Completion
 from danlu.models.decoding import Rows
 from danlu.models.model import Model
+from danlu.models.native.sample import load_sampler
 from danlu.models.writing import Writing
 from danlu.text.tokenizer import TextTokenizer
+
+Candidates = list[tuple[int, float]]
+"""Tokens that a beam may say next and their log-probabilities, the likeliest first."""
+_NEVER = float("-inf")
+_MOST_FORBIDDEN = 64
+"""Forbidden tokens up to which it is cheaper to find so many tokens more than to change scores."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +46,32 @@ class Search:
         """Score and tokens, best first."""
         self.is_over = False
 
-    def advance(self, logprobs: Tensor) -> list[int]:
-        """One more token. logprobs: (beams, V); returns the beam each new one continues."""
-        steered = [self._writing.steering(row, beam.token_ids) for row, beam in zip(logprobs, self.beams, strict=True)]
-        totals = torch.stack(steered) + torch.tensor([[beam.logprob] for beam in self.beams])
-        best = torch.topk(totals.flatten(), min(self._keep, totals.numel()))
+    def candidates(self, beam: int, logits: Tensor) -> Candidates:
+        """What may follow a beam: as many as could be among the best of all. logits: fp32 (V,)."""
+        steering, answer = self._writing.steering, self.beams[beam].token_ids
+        kernels = load_sampler() if logits.device.type == "cpu" else None
+        forbidden = steering.forbidden(answer)
+        if kernels is None or forbidden is None or len(forbidden) > _MOST_FORBIDDEN:
+            logprobs = steering(torch.log_softmax(logits, dim=-1), answer)
+            best = torch.topk(logprobs, min(self._keep, len(logprobs)))
+            found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            return [(token, logprob) for token, logprob in found if logprob > _NEVER]
+        log_sum, top = kernels.note(logits, self._keep + len(forbidden))
+        allowed = [(token, value - log_sum) for token, value in top if token not in forbidden and value > _NEVER]
+        return allowed[: self._keep]
+
+    def advance(self, candidates: Sequence[Candidates]) -> list[int]:
+        """One more token, out of the candidates of every beam; returns the beam each new one continues."""
+        found = [
+            (beam.logprob + logprob, parent, token)
+            for parent, (beam, following) in enumerate(zip(self.beams, candidates, strict=True))
+            for token, logprob in following
+        ]
+        found.sort(key=lambda one: -one[0])  # among equals the better beam's likelier token comes first
         parents: list[int] = []
         beams: list[Beam] = []
         num_beams = self._options.num_beams
-        for rank, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            parent, token = divmod(index, totals.shape[1])
-            if value == float("-inf"):
-                break
+        for rank, (value, parent, token) in enumerate(found[: self._keep]):
             candidate = Beam((*self.beams[parent].token_ids, token), value)
             if self._ends(candidate.token_ids):
                 if rank < num_beams:  # the rest are there only so that enough beams go on
@@ -101,13 +122,14 @@ def search(model: Model, writings: Sequence[Writing]) -> list[list[Completion]]:
     rows = Rows(model, writings, copies=max(w.options.num_beams for w in writings))
     running = list(searches)
     while running:
-        logprobs = torch.log_softmax(rows.logits().float(), dim=-1).cpu()
+        logits = rows.logits()
         kept: list[int] = []
         first = 0
-        for one, part in zip(running, logprobs.split([len(one.beams) for one in running]), strict=True):
-            parents = one.advance(part)
+        for one in running:
+            count = len(one.beams)
+            parents = one.advance([one.candidates(beam, logits[first + beam]) for beam in range(count)])
             kept += [] if one.is_over else [first + parent for parent in parents]
-            first += len(part)
+            first += count
         running = [one for one in running if not one.is_over]
         if running:
             rows.keep(kept)

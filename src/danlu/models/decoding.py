@@ -108,13 +108,15 @@ class Rows:
         taken: set[int] = set()
         tables: list[list[int]] = []
         copies: list[tuple[int, int]] = []
+        counts: list[int] = []
         for row in rows:
             table = self._tables[row]
             if row in taken:
                 table = self._fork(table, self._lengths[row], copies)
+                counts += [self._lengths[row] % PAGE] * (len(copies) - len(counts))
             taken.add(row)
             tables.append(table)
-        self._cache.copy_pages(copies)
+        self._cache.copy_pages(copies, counts)
         self._cache.copy_slots([(row, new) for new, row in enumerate(rows) if row != new])
         self._tables = tables
         self._lengths = [self._lengths[row] for row in rows]

@@ -83,6 +83,21 @@ class History:
         return self._next.get(tuple(self.ids[len(self.ids) - size + 1 :]), set()) if len(self.ids) >= size else set()
 
 
+def repeated(ids: list[int], size: int) -> set[int]:
+    """``History.repeated`` of tokens that are looked at only once: those that would end a sequence of ``size`` tokens
+    that is there already."""
+    if size == 1 or len(ids) < size:
+        return set(ids) if size == 1 else set()
+    before, starts = ids[len(ids) - size + 1 :], ids[: len(ids) - size + 1]
+    found: set[int] = set()
+    start = -1
+    for _ in range(starts.count(before[0])):
+        start = starts.index(before[0], start + 1)
+        if ids[start : start + size - 1] == before:
+            found.add(ids[start + size - 1])
+    return found
+
+
 class _Numbers:
     """A tensor that grows at its end."""
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from danlu.models.attend import Layout, Memory
 from danlu.models.attention import AttentionConfig, Project, State
 from danlu.models.block import StackConfig
+from danlu.models.native.copies import Copier
+from danlu.models.native.kernels import load_kernels
 from danlu.models.pages import empty_pages
 from danlu.models.product import Rule, mix, visible
 
@@ -151,14 +153,26 @@ class PagedCache:
         k = keys[table] * key_scales[table].unsqueeze(-2)
         return k.to(dtype), (values[table] * value_scales[table].unsqueeze(-1)).to(dtype)
 
-    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy pages: (source, target) each."""
+    def copy_pages(self, pairs: Sequence[tuple[int, int]], counts: Sequence[int] | None = None) -> None:
+        """Copy pages: (source, target) each, of different targets that are no sources. With ``counts`` only so many
+        tokens of each have to come along."""
         if not pairs:
             return
+        if self._copier is not None:
+            self._copier.copy(pairs, [PAGE] * len(pairs) if counts is None else counts)
+            return
         sources, targets = (torch.tensor(ids, device=self.device) for ids in zip(*pairs, strict=True))
-        for pool in (*self.keys, *self.values, *self.key_scales, *self.value_scales):
-            if pool.numel():
-                pool[targets] = pool[sources]
+        for kind in self._own:
+            for pool in kind:
+                if pool.numel():
+                    pool[targets] = pool[sources]
+
+    @functools.cached_property
+    def _copier(self) -> Copier | None:
+        """Copies pages in C; None where torch has to."""
+        kernels = load_kernels() if self.device.type == "cpu" else None
+        keys, *others = ([pool for pool in kind if pool.numel()] for kind in self._own)
+        return Copier(kernels, [pool for kind in others for pool in kind], keys) if kernels and keys else None
 
     def copy_slots(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy states of recurrent layers: (source, target) each, as they were before."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from danlu.core.errors import RequestError
 from danlu.core.records import GenerateOptions
 from danlu.models.defaults import GenerationDefaults
-from danlu.models.history import History
+from danlu.models.history import History, repeated
 
 _NEVER = float("-inf")
 
@@ -51,6 +51,32 @@ class Steering:
             and not (self._banned or self._first or self.last)
         )
         """Whether no rule is in force."""
+        self._only_forbids = (
+            options.repetition_penalty == 1.0
+            and not (options.presence_penalty or options.frequency_penalty or options.logit_bias)
+        )  # fmt: skip
+
+    def forbidden(self, answer: Sequence[int]) -> set[int] | None:
+        """Tokens that must not follow ``answer``, where scores stay as they are otherwise; None where they change.
+
+        For many answers that take turns: it remembers nothing of the last one.
+        """
+        if not self._only_forbids or self._forced(answer):
+            return None
+        found: set[int] = set()
+        if self._options.no_repeat_ngram_size:
+            found |= repeated([*self._prompt_ids, *answer], self._options.no_repeat_ngram_size)
+        if self._banned:
+            found |= completing([*self._prompt_ids, *answer], self._banned)
+        if len(answer) < self._options.min_tokens:
+            found |= self._held_back
+        return found
+
+    def _forced(self, answer: Sequence[int]) -> Collection[int]:
+        """Tokens of which one must follow; none for any. The last ones outdo the first."""
+        if self.last and len(answer) == self._limit - 1:
+            return self.last
+        return () if answer else self._first
 
     def __call__(self, scores: Tensor, answer: Sequence[int]) -> Tensor:
         """Scores of the token after ``answer``, (V,) → (V,); the input stays as it is.
@@ -75,10 +101,8 @@ class Steering:
             forbid(scores, completing(history.ids, self._banned))
         if len(answer) < options.min_tokens:
             forbid(scores, self._held_back)
-        if self._first and not answer:
-            force(scores, self._first)
-        if self.last and len(answer) == self._limit - 1:
-            force(scores, self.last)
+        if forced := self._forced(answer):
+            force(scores, forced)
         return scores
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from danlu.text.tool_parser import ArgumentsPiece, CallStart, ContentPiece, ToolParser, held_back
+from danlu.text.tool_bodies import held_back
+from danlu.text.tool_parser import ArgumentsPiece, CallStart, ContentPiece, ToolParser
 
 THOUGHT_OPEN, THOUGHT_CLOSE = "<think>", "</think>"
 

@@ -19,8 +19,8 @@ from danlu.core.records import Message, Prompt, Role
 from danlu.text.chat_encoder import ANSWER_OPEN, CONTENT_CLOSE, CONTENT_OPEN, ChatEncoder, RenderedChat
 from danlu.text.template import GENERATION_CLOSE, GENERATION_OPEN, Template
 from danlu.text.tokenizer import TextTokenizer
-from danlu.text.tool_parser import ToolFormat
-from danlu.text.tools import Tool, as_plain, as_template_sees, calls_as_text, check_tools, detect_tool_format
+from danlu.text.tool_formats import ToolFormat, detect_tool_format
+from danlu.text.tools import Tool, as_plain, as_template_sees, calls_as_text, check_tools
 
 _MARKS = re.compile(f"[{CONTENT_OPEN}{ANSWER_OPEN}{CONTENT_CLOSE}{GENERATION_OPEN}{GENERATION_CLOSE}]")
 _CONTENT = f"[{CONTENT_OPEN}{ANSWER_OPEN}][^{CONTENT_OPEN}{ANSWER_OPEN}{CONTENT_CLOSE}]*{CONTENT_CLOSE}"
@@ -152,7 +152,9 @@ class ChatFormat:
         if not self.knows_tools and (tools or has_calls):
             messages, has_calls = as_plain(messages, tools, takes_system=self._takes_system), False
             variables["tools"] = None
-        turns = as_template_sees(messages, self.tool_format) if has_calls or self.knows_tools else messages
+        turns: Sequence[Mapping[str, Any]] = messages
+        if has_calls or self.knows_tools:
+            turns = as_template_sees(messages, self.tool_format, self.source or "")
         plain = self._plain(turns, add_generation_prompt, variables)
         if has_calls and self.tool_format == "hermes":
             said = calls_as_text(messages)

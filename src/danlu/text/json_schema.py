@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from danlu.core.errors import RequestError
 
@@ -97,6 +97,42 @@ def close_objects(schema: dict[str, Any]) -> None:
     for part in subschemas(schema):
         if "properties" in part and not part.keys() & {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"}:
             part.setdefault("additionalProperties", False)
+
+
+def text_kind(schema: Any, root: Mapping[str, Any]) -> Literal["text", "text or null", ""]:
+    """Whether the values of a schema are texts; ``root`` holds what it refers to."""
+    schema = resolved(schema, root)
+    if not isinstance(schema, dict):
+        return ""
+    given = cast("dict[str, Any]", schema)
+    either: Any = given.get("anyOf") or given.get("oneOf")
+    if isinstance(either, list) and either:
+        kinds = {"null" if _is_null(one) else text_kind(one, {}) for one in cast("list[Any]", either)}
+        return "text" if kinds == {"text"} else "text or null" if kinds == {"text", "null"} else ""
+    types: Any = given.get("type")
+    if types is None and ("enum" in given or "const" in given):
+        values: Any = given.get("enum", [given.get("const")])
+        return "text" if isinstance(values, list) and all(isinstance(v, str) for v in cast("list[Any]", values)) else ""
+    if types == "string" or types == ["string"]:
+        return "text"
+    is_both = isinstance(types, list) and sorted(map(str, cast("list[Any]", types))) == ["null", "string"]
+    return "text or null" if is_both else ""
+
+
+def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
+    """A schema, or what it refers to in ``root``; None for what is not there."""
+    for _ in range(8):  # a reference may lead to another
+        if not isinstance(schema, dict) or "$ref" not in schema:
+            break
+        path = str(cast("dict[str, Any]", schema)["$ref"]).removeprefix("#/").split("/")
+        schema = root
+        for step in path:
+            schema = cast("dict[str, Any]", schema).get(step) if isinstance(schema, Mapping) else None
+    return schema
+
+
+def _is_null(schema: Any) -> bool:
+    return schema in ({"type": "null"}, {"const": None}, {"enum": [None]})
 
 
 def _simplify(schema: dict[str, Any]) -> None:

@@ -1,66 +1,37 @@
-"""What is wrong with conversations and labelled texts, found before a run is paid for (findings.py).
+"""What is wrong with conversations and other rows that are written on, found before a run is paid for (findings.py).
 
 Knows no model and trains nothing; needs the tokenizer and template that serving will use.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from danlu.core.records import Message
 from danlu.text.chat import ChatFormat, RenderedChat, conversation
-from danlu.train.findings import MOST_LEFT_OUT, WARN_LEFT_OUT, Finding, key_of, leaked, lost, repeated, too_long
-
-MOST_CONTRADICTED = 0.1
-"""A run is refused when more rows than this stand there with two different labels."""
-_WARN_UNKNOWN = 0.02
-_WARN_NAMED = 0.5
-_SHOWN = 120
+from danlu.train.findings import Finding, Row, key_of, leaked, lost, only, repeated, too_long, unknown_tokens
+from danlu.train.preferences import asked_and_answered
 
 
 def audit_chats(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     encoded: Sequence[RenderedChat],
     left_out: Mapping[str, int],
-    validation: Sequence[Mapping[str, Any]],
+    validation: Sequence[Row],
     chat: ChatFormat,
 ) -> list[Finding]:
-    """Conversations: ``rows`` as they are, those that were ``encoded``, how many were ``left_out`` and why."""
+    """Conversations, also as prompt and completion, and texts: ``rows`` as they are, those that were ``encoded``, how
+    many were ``left_out`` and why."""
     total = max(1, len(encoded) + sum(left_out.values()))
-    found = [
+    told = [_told(row) for row in rows]
+    return only(
         too_long(left_out.get("too_long", 0) / total),
         _without_answer(left_out.get("no_answer", 0) / total),
         _never_ends(encoded, chat),
         _served_otherwise(rows, chat),
-        _unknown_tokens(encoded, chat),
-        repeated([_question(row) for row in rows]),
-        leaked([_key(row) for row in rows], [_key(row) for row in validation]),
-    ]
-    return [finding for finding in found if finding is not None]
-
-
-def audit_labels(
-    texts: Sequence[str], labels: Sequence[str], validation: Sequence[str], *, too_long: float = 0.0
-) -> list[Finding]:
-    """Labelled texts: ``too_long`` is the share of texts that lose tokens."""
-    found = [
-        _truncated(too_long),
-        _contradicted(texts, labels),
-        _one_label(labels),
-        _names_its_label(texts, labels),
-        leaked([key_of(text) for text in texts], [key_of(text) for text in validation]),
-    ]
-    return [finding for finding in found if finding is not None]
-
-
-def _truncated(share: float) -> Finding | None:
-    return lost(
-        "truncated",
-        share,
-        f"{share:.0%} of the texts are longer than max_row_tokens and lose their end.",
-        "Raise max_row_tokens, or a model with a longer context.",
-        quiet=WARN_LEFT_OUT,
+        unknown_tokens([row.ids for row in encoded], chat.tokenizer),
+        repeated([key_of(asked or answer) for asked, answer in told]),
+        leaked([key_of(*one) for one in told], [key_of(*_told(row)) for row in validation]),
     )
 
 
@@ -92,10 +63,10 @@ def _never_ends(encoded: Sequence[RenderedChat], chat: ChatFormat) -> Finding | 
     )
 
 
-def _served_otherwise(rows: Sequence[Mapping[str, Any]], chat: ChatFormat, most: int = 200) -> Finding | None:
+def _served_otherwise(rows: Sequence[Row], chat: ChatFormat, most: int = 200) -> Finding | None:
     """Conversations whose last answer follows other tokens in training than it would follow in serving."""
     differ, example, looked_at = 0, "", 0
-    for row in rows[:most]:
+    for row in [row for row in rows if "messages" in row][:most]:
         messages = conversation(row)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             continue
@@ -120,85 +91,19 @@ def _served_otherwise(rows: Sequence[Mapping[str, Any]], chat: ChatFormat, most:
     )
 
 
-def _unknown_tokens(encoded: Sequence[RenderedChat], chat: ChatFormat) -> Finding | None:
-    unknown = chat.tokenizer.unk_id
-    total = sum(len(row.ids) for row in encoded)
-    if unknown is None or not total:
-        return None
-    share = sum(row.ids.count(unknown) for row in encoded) / total
-    if share <= _WARN_UNKNOWN:
-        return None
-    return Finding(
-        code="unknown_tokens",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the tokens are unknown to the tokenizer.",
-        hint="Use a model whose vocabulary has this language.",
-    )
-
-
-def _contradicted(texts: Sequence[str], labels: Sequence[str]) -> Finding | None:
-    seen: dict[str, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        seen.setdefault(key_of(text), set()).add(label)
-    several = [key for key, found in seen.items() if len(found) > 1]
-    share = sum(key_of(text) in set(several) for text in texts) / max(1, len(texts)) if several else 0.0
-    if not share:
-        return None
-    example = next(text for text in texts if len(seen[key_of(text)]) > 1)
-    return Finding(
-        code="contradicted",
-        refuses=share > MOST_CONTRADICTED,
-        share=share,
-        message=f"{share:.1%} of the rows have a text that stands there with another label too.",
-        hint="Keep one label for each text.",
-        example=repr(example[:_SHOWN]),
-    )
-
-
-def _one_label(labels: Sequence[str]) -> Finding | None:
-    if len(set(labels)) > 1:
-        return None
-    return Finding(
-        code="one_label",
-        refuses=True,
-        share=1.0,
-        message=f"Every row has the label {labels[0] if labels else None!r}: there is nothing to tell apart.",
-        hint="Give rows of at least two labels.",
-    )
-
-
-def _names_its_label(texts: Sequence[str], labels: Sequence[str]) -> Finding | None:
-    """Texts that contain their own label's name far more often than others contain it: the answer in the question."""
-    names = {label for label in labels if len(label) >= 4}  # "0" or "pos" stand in many texts by chance
-    counted: Counter[bool] = Counter()
-    for text, label in zip(texts, labels, strict=True):
-        if label in names:
-            counted[label.lower() in text.lower()] += 1
-    share = counted[True] / max(1, counted.total())
-    if share <= _WARN_NAMED:
-        return None
-    return Finding(
-        code="names_its_label",
-        refuses=False,
-        share=share,
-        message=f"{share:.0%} of the texts contain the name of their label.",
-        hint="If the text was made from the label, the model learns nothing else: take the name out.",
-    )
-
-
 def _shown(chat: ChatFormat, ids: Sequence[int]) -> str:
     """Tokens as text, special ones too."""
     return chat.tokenizer.backend.decode(list(ids), skip_special_tokens=False)
 
 
-def _question(row: Mapping[str, Any]) -> str:
-    """What a conversation asks: everything before its last answer."""
-    messages = conversation(row)
-    end = len(messages) - 1 if messages[-1]["role"] == "assistant" else len(messages)
-    return key_of("\n".join(f"{message['role']}: {message['content']}" for message in messages[:end]))
+def _told(row: Row) -> tuple[str, str]:
+    """What a row asks, everything before its last answer, and that answer; a text asks nothing."""
+    if "messages" in row:
+        messages = conversation(row)
+        end = len(messages) - 1 if messages[-1]["role"] == "assistant" else len(messages)
+        return _joined(messages[:end]), _joined(messages[end:])
+    return asked_and_answered(row, "completion") if "completion" in row else ("", str(row.get("text", "")))
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    """A whole conversation."""
-    return key_of("\n".join(f"{message['role']}: {message['content']}" for message in conversation(row)))
+def _joined(messages: Sequence[Message]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

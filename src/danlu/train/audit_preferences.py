@@ -6,50 +6,49 @@ Looks at rows as they stand, and at how many could not be encoded. Knows no mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from danlu.train.findings import (
-    MOST_LEAKED,
-    MOST_LEFT_OUT,
-    WARN_LEFT_OUT,
+    SHOWN,
     Finding,
+    Row,
+    contradicted,
+    half_leaked,
     key_of,
     leaked,
     lost,
+    only,
     repeated,
     too_long,
+    truncated,
 )
 from danlu.train.preferences import asked_and_answered, judgements
 
 _MOST_EMPTY = 0.1
-"""A run is refused when more rows than this have an answer of no letter …"""
-_MOST_REVERSED = 0.1
-"""… or are contradicted by another row."""
+"""A run is refused when more rows than this have an answer of no letter."""
 _WARN_LONGER = 0.9
 _FEW_ROWS = 20
-_SHOWN = 120
-
-Row = Mapping[str, Any]
 
 
 def audit_pairs(
-    rows: Sequence[Row], validation: Sequence[Row], left_out: Mapping[str, int], truncated: int = 0
+    rows: Sequence[Row], validation: Sequence[Row], left_out: Mapping[str, int], cut: int = 0
 ) -> list[Finding]:
-    """Rows of prompt, chosen and rejected; how many were ``left_out`` and why, and how many lost their end."""
+    """Rows of prompt, chosen and rejected; how many were ``left_out`` and why, and how many are ``cut``."""
     total = max(1, len(rows))
     pairs = [_pair(row) for row in rows]
     watched = [_pair(row) for row in validation]
-    return _only(
+    return only(
         too_long(left_out.get("too_long", 0) / total),
-        _cut(truncated / total),
+        truncated(cut / total, what="rows", loses="the end of an answer"),
         _equal(left_out.get("same", 0) / total),
         _nothing_to_learn(left_out.get("no_answer", 0) / total),
         _empty([(prompt, answer) for prompt, *answers in pairs for answer in answers], len(rows)),
         _reversed(pairs),
         _longer_wins(pairs),
-        repeated([_key(*pair) for pair in pairs], "stand there more than once"),
-        leaked([_key(*pair) for pair in pairs], [_key(*pair) for pair in watched]),
-        _prompts_leaked([_key(pair[0]) for pair in pairs], [_key(pair[0]) for pair in watched]),
+        repeated([key_of(*pair) for pair in pairs], "stand there more than once"),
+        leaked([key_of(*pair) for pair in pairs], [key_of(*pair) for pair in watched]),
+        half_leaked(
+            "prompts_leaked", [key_of(pair[0]) for pair in pairs], [key_of(pair[0]) for pair in watched], "a prompt"
+        ),
     )
 
 
@@ -60,14 +59,17 @@ def audit_judged(rows: Sequence[Row], validation: Sequence[Row], left_out: Mappi
     told = [asked_and_answered(one, "completion") for one in found]
     total = max(1, len(found))
     labels = [bool(one["label"]) for one in found]
-    return _only(
+    return only(
         too_long(left_out.get("too_long", 0) / total),
         _nothing_to_learn(left_out.get("no_answer", 0) / total),
         _empty(told, total),
         _one_sided(labels),
         _liked_and_not(told, labels),
-        _prompts_leaked(
-            [_key(prompt) for prompt, _ in told], [_key(asked_and_answered(one, "completion")[0]) for one in watched]
+        half_leaked(
+            "prompts_leaked",
+            [key_of(prompt) for prompt, _ in told],
+            [key_of(asked_and_answered(one, "completion")[0]) for one in watched],
+            "a prompt",
         ),
     )
 
@@ -78,8 +80,8 @@ def audit_prompts(
     """Prompts that a policy tries answers to; ``missing``: in how many of their rows each column that a reward reads
     is not there."""
     total = max(1, len(prompts) + left_out.get("too_long", 0))
-    keys, watched = ([_key(prompt) for prompt in some] for some in (prompts, validation))
-    return _only(
+    keys, watched = ([key_of(prompt) for prompt in some] for some in (prompts, validation))
+    return only(
         too_long(left_out.get("too_long", 0) / total, "max_prompt_tokens"),
         *(_without_column(name, count / max(1, len(prompts))) for name, count in missing.items()),
         repeated(keys),
@@ -87,28 +89,10 @@ def audit_prompts(
     )
 
 
-def _only(*found: Finding | None) -> list[Finding]:
-    return [finding for finding in found if finding is not None]
-
-
 def _pair(row: Row) -> tuple[str, str, str]:
     """Prompt, chosen and rejected as texts."""
     prompt, chosen = asked_and_answered(row, "chosen")
     return prompt, chosen, asked_and_answered(row, "rejected")[1]
-
-
-def _key(*texts: str) -> str:
-    return " ".join(key_of(text) for text in texts)
-
-
-def _cut(share: float) -> Finding | None:
-    return lost(
-        "truncated",
-        share,
-        f"{share:.0%} of the rows are longer than max_row_tokens and lose the end of an answer.",
-        "Raise max_row_tokens, or use a model with a longer context.",
-        quiet=WARN_LEFT_OUT,
-    )
 
 
 def _equal(share: float) -> Finding | None:
@@ -141,39 +125,26 @@ def _empty(told: Sequence[tuple[str, str]], rows: int) -> Finding | None:
         share=share,
         message=f"{share:.1%} of the rows have an empty answer.",
         hint="Leave these rows out.",
-        example=f"the answer to {empty[0][-_SHOWN:]!r}",
-    )
-
-
-def _contradicted(share: float, what: str, example: str) -> Finding | None:
-    if not share:
-        return None
-    return Finding(
-        code="contradicted",
-        refuses=share > _MOST_REVERSED,
-        share=share,
-        message=f"{share:.1%} of the rows {what}.",
-        hint="Keep one opinion on each.",
-        example=example,
+        example=f"the answer to {empty[0][-SHOWN:]!r}",
     )
 
 
 def _reversed(pairs: Sequence[tuple[str, str, str]]) -> Finding | None:
-    known = {_key(*pair) for pair in pairs}
+    known = {key_of(*pair) for pair in pairs}
     against = [
-        prompt for prompt, chosen, rejected in pairs if chosen != rejected and _key(prompt, rejected, chosen) in known
+        prompt for prompt, chosen, rejected in pairs if chosen != rejected and key_of(prompt, rejected, chosen) in known
     ]
-    what = "have a pair that stands there the other way round too"
-    return _contradicted(len(against) / max(1, len(pairs)), what, repr(against[0][-_SHOWN:]) if against else "")
+    return contradicted(against, len(pairs), "have a pair that stands there the other way round too")
 
 
 def _liked_and_not(told: Sequence[tuple[str, str]], labels: Sequence[bool]) -> Finding | None:
     seen: dict[str, set[bool]] = {}
     for one, label in zip(told, labels, strict=True):
-        seen.setdefault(_key(*one), set()).add(label)
-    both = [one for one in told if len(seen[_key(*one)]) > 1]
-    what = "have an answer that is liked in one row and not in another"
-    return _contradicted(len(both) / max(1, len(told)), what, repr(both[0][1][:_SHOWN]) if both else "")
+        seen.setdefault(key_of(*one), set()).add(label)
+    both = [one for one in told if len(seen[key_of(*one)]) > 1]
+    return contradicted(
+        [answer for _, answer in both], len(told), "have an answer that is liked in one row and not in another"
+    )
 
 
 def _one_sided(labels: Sequence[bool]) -> Finding | None:
@@ -204,20 +175,6 @@ def _longer_wins(pairs: Sequence[tuple[str, str, str]]) -> Finding | None:
         share=share,
         message=f"In {share:.0%} of the pairs the {which} answer is chosen.",
         hint="The model may learn length and nothing else; add pairs of equal length.",
-    )
-
-
-def _prompts_leaked(train: Sequence[str], validation: Sequence[str]) -> Finding | None:
-    known = set(train)
-    share = sum(key in known for key in validation) / max(1, len(validation))
-    if share <= MOST_LEAKED:
-        return None
-    return Finding(
-        code="prompts_leaked",
-        refuses=share > MOST_LEFT_OUT,
-        share=share,
-        message=f"{share:.0%} of the validation rows have a prompt that training rows have too.",
-        hint="Split by prompt before training.",
     )
 
 

@@ -85,7 +85,7 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], model: Model, *, scored: bool
 
     for row in rows:
         anchor, positive = row.get("anchor") or row.get("query"), row.get("positive")
-        negatives = _negatives(row)
+        negatives = negatives_of(row)
         score = row.get("score")
         if not all(isinstance(text, str) and text.strip() for text in (anchor, positive, *negatives)):
             encoded.left_out["empty"] += 1
@@ -126,13 +126,13 @@ def keys_of(items: Sequence[Related], places: Sequence[int]) -> list[tuple[int, 
     return [tuple(rows[place][0]) for place in places]
 
 
-def _sentence(model: Model) -> SentenceConfig:
-    embed_head(model)
-    return model.sentence or SentenceConfig()
-
-
-def _negatives(row: Mapping[str, Any]) -> Sequence[Any]:
-    """``negative``, ``negatives``, and ``negative_1`` … as sentence-transformers numbers them."""
+def negatives_of(row: Mapping[str, Any]) -> Sequence[Any]:
+    """A row's ``negative``, ``negatives``, and ``negative_1`` … as sentence-transformers numbers them."""
     several = row.get("negatives") or []
     one = [row[name] for name in row if name == "negative" or name.startswith("negative_")]
     return [*one, *(several if isinstance(several, list) else [several])]
+
+
+def _sentence(model: Model) -> SentenceConfig:
+    embed_head(model)
+    return model.sentence or SentenceConfig()

@@ -18,16 +18,12 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
-from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from danlu.core.errors import TrainError
 from danlu.core.events import Bar
 from danlu.core.memory import keep_freed_memory, release_memory
 from danlu.models.model import Model
@@ -39,6 +35,7 @@ from danlu.train.interrupts import HeldBack
 from danlu.train.optim import NamedOptimizer, make_optimizer, settle_name
 from danlu.train.pace import Pace, peak_rss_bytes
 from danlu.train.parallel import spread
+from danlu.train.progress import Progress, RecentLosses
 from danlu.train.remat import checkpoint_blocks
 from danlu.train.roles import Roles, roles_of
 from danlu.train.samples import Samples
@@ -54,12 +51,6 @@ RELEASE_EVERY = 4
 """Steps between handing freed memory back: batches differ in size, and the allocator keeps what does not fit again."""
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
 """What names of their state begin with in a checkpoint."""
-MAX_SKIPPED_STEPS = 5
-"""Steps whose gradient is not a number are skipped; after this many in a row training stops."""
-_SPIKE_WINDOW = 50
-"""Losses that a new one is compared with."""
-_SPIKE_SPREADS = 6.0
-"""A loss this many times the usual spread above the usual is a spike."""
 
 
 class TrainingRun(Generic[Item]):
@@ -103,14 +94,14 @@ class TrainingRun(Generic[Item]):
         )
         decay = self.optim.ema_decay
         self.average = None if decay is None else WeightAverage(self.weights.masters, decay)
-        self.done = _Done()
+        self.done = Progress()
         self.curve = CurveLog(job.work / "log.jsonl", writes=job.world.is_first)
         named = dict(model.network.named_parameters())
         hidden = {name: named[name] for name in roles.hidden}
         self.pace = Pace(hidden, model.device, model.activation_dtype, self.num_steps)
         self.watch: Watch = WATCH.get()
         self._samples = samples
-        self._recent: deque[float] = deque(maxlen=_SPIKE_WINDOW)
+        self._recent = RecentLosses()
         self.is_between_steps = True
         self._stops = False
         self.interrupts = HeldBack()
@@ -208,10 +199,10 @@ class TrainingRun(Generic[Item]):
         """Count one step and write its line."""
         done = self.done
         done.count(tokens, seconds, is_skipped=not math.isfinite(norm))
-        if self._is_spike(loss):
+        if self._recent.is_spike(loss):
             done.spikes += 1
-            self.job.events.log("loss spike", step=done.step, loss=loss, usual=statistics.median(self._recent))
-        self._recent.append(loss)
+            self.job.events.log("loss spike", step=done.step, loss=loss, usual=self._recent.usual)
+        self._recent.extend([loss])
         self.curve.add({"step": done.step, "loss": loss, "lr": rate, "grad_norm": norm, **parts})
         self.is_between_steps = True
         share = self.pace.share_of_peak(tokens, seconds)
@@ -221,13 +212,6 @@ class TrainingRun(Generic[Item]):
             self.job.events.say(plan)
         self.watch.stepped(self)
 
-    def _is_spike(self, loss: float) -> bool:
-        if len(self._recent) < _SPIKE_WINDOW // 2 or not math.isfinite(loss):
-            return False
-        usual = statistics.median(self._recent)
-        spread = statistics.median(abs(value - usual) for value in self._recent)
-        return loss > usual + _SPIKE_SPREADS * max(spread, 1e-3 * abs(usual))
-
     def validated(self, values: Mapping[str, Any]) -> None:
         """Write a validation's line; remember the best; stop when patience is over."""
         done = self.done
@@ -235,15 +219,13 @@ class TrainingRun(Generic[Item]):
         loss = values["validation_loss"]
         if not math.isfinite(loss):
             return
-        if done.best_loss is None or loss < done.best_loss:
-            done.best_loss, done.best_step, done.worse_in_a_row = loss, done.step, 0
+        if done.is_best(loss):
             if self.config.keep == "best":
                 averages = {} if self.average is None else self.average.averages
                 tensors = {**self.weights.state(), **averages}
                 best = self.job.work / "best"
                 save_together(best, done.step, tensors, {"validation_loss": loss}, self.job.world)
             return
-        done.worse_in_a_row += 1
         if self.config.patience and done.worse_in_a_row >= self.config.patience and done.step < self.num_steps:
             self._stops = True
             self.job.events.say(
@@ -263,8 +245,8 @@ class TrainingRun(Generic[Item]):
             part.load_state_tensors({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         values = dict(checkpoint.values)
         self.curve.truncate(values.pop("lines"))
-        self.done = _Done(**values)
-        self._recent.extend(self.curve.values("loss")[-_SPIKE_WINDOW:])
+        self.done = Progress(**values)
+        self._recent.extend(self.curve.values("loss"))
         self._stops = bool(self.config.patience) and self.done.worse_in_a_row >= self.config.patience
         self.job.events.say(f"Going on after step {checkpoint.step}.")
 
@@ -289,40 +271,6 @@ class TrainingRun(Generic[Item]):
             self.model.activation_dtype = torch.float32
         if self.job.world.is_first:
             self.curve.copy_to(self.job.log_path)
-
-
-@dataclass
-class _Done:
-    """What has been done so far, earlier attempts included."""
-
-    step: int = 0
-    tokens: int = 0
-    """Tokens of all rows trained on."""
-    seconds: float = 0.0
-    skipped: int = 0
-    """Steps whose gradient was not a number."""
-    skipped_in_a_row: int = 0
-    halvings: int = 0
-    """How often micro-batches were halved for want of memory."""
-    spikes: int = 0
-    """Losses far above their neighbours."""
-    best_loss: float | None = None
-    best_step: int | None = None
-    worse_in_a_row: int = 0
-    """Validations since the best one."""
-
-    def count(self, tokens: int, seconds: float, *, is_skipped: bool) -> None:
-        """One more step; TrainError when too many in a row were skipped."""
-        self.step += 1
-        self.tokens += tokens
-        self.seconds += seconds
-        self.skipped += is_skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
-        if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
-            raise TrainError(
-                f"The gradient was not a number {self.skipped_in_a_row} steps in a row (up to step {self.step}).",
-                "Lower optim.learning_rate; the last good checkpoint is kept.",
-            )
 
 
 def _shapes(roles: Roles, parameters: Mapping[str, nn.Parameter]) -> list[tuple[int, int]]:

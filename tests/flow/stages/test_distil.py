@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from danlu.core.errors import ConfigError
+from danlu.core.errors import ConfigError, TrainError
 from danlu.core.events import Silent
 from danlu.flow.run import run
 from danlu.lineage.store import Store
@@ -74,3 +74,17 @@ def test_a_recipe_makes_a_shorter_model_that_learns_on(tmp_path: Path) -> None:
 def test_a_student_has_one_origin(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(write(tmp_path), *overrides, store=Store(tmp_path / "store"), display=Silent())
+
+
+def test_a_teacher_is_no_student_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("student: short", "student: weights"))
+    with pytest.raises(ConfigError, match="Student and teacher are the same model"):
+        run(path, store=Store(tmp_path / "store"), display=Silent())
+
+
+def test_rows_that_are_trained_on_and_watched_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "rows" / "validation.jsonl").write_text((tmp_path / "rows" / "train.jsonl").read_text())
+    with pytest.raises(TrainError, match="100% of the validation rows are training rows too"):
+        run(path, store=Store(tmp_path / "store"), display=Silent())

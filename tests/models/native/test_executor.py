@@ -22,7 +22,6 @@ from tests.models.peer import save_llama, some_ids
 pytestmark = [pytest.mark.usefixtures("one_thread"), needs_kernels]
 
 REASONS = {
-    "Experts is not written in C": ("mixtral", "qwen3-moe", "olmoe", "switch"),
     "Mamba2 is not written in C": ("mamba2",),
     "DeltaNet is not written in C": ("qwen3-next",),
     "its attention is gated": ("qwen3-next-some-plain",),

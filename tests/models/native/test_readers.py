@@ -123,7 +123,7 @@ def test_an_owned_network_holds_its_weights_once_and_reads_on(tmp_path: Path) ->
 
 
 def test_what_the_kernels_do_not_know_is_read_by_torch(tmp_path: Path) -> None:
-    model = family("mixtral-classify", tmp_path)
+    model = family("mamba2-model", tmp_path)
     expected = run_rows(model, ROWS)
     assert not own_reader(model)
     assert read_tower(model.network, torch.tensor([1]), [1], torch.float32) is None

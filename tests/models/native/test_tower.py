@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), needs_kernels]
 
 ENCODERS = [
     name for name in families(lambda case: True)
-    if name.startswith(("bert", "roberta", "xlm", "distilbert", "modernbert", "t5", "bart", "olmo2-model"))
+    if name.startswith(("bert", "roberta", "xlm", "distilbert", "modernbert", "t5", "bart", "olmo2-model", "switch"))
 ]  # fmt: skip
 LENGTHS = [7, 1, 19]
 
@@ -75,8 +75,8 @@ def test_embeddings_may_come_from_elsewhere(tmp_path: Path) -> None:
 
 def test_the_log_says_why_torch_goes_on_with_a_tower(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert native_tower(family("mixtral-classify", tmp_path).network) is None
-    assert "the native kernels are not used for this tower: layer 0: Experts is not written in C" in caplog.text
+    assert native_tower(family("mamba2", tmp_path).network) is None
+    assert "the native kernels are not used for this tower: layer 0: Mamba2 is not written in C" in caplog.text
 
 
 def test_a_closed_tower_does_nothing_more(tmp_path: Path) -> None:

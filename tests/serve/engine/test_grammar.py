@@ -13,7 +13,7 @@ from danlu.serve.engine.constrain import Constraint
 from danlu.serve.engine.grammar import GrammarLimits, GrammarVocabulary, compile_grammar
 from danlu.serve.engine.request import Grammar
 from danlu.text.tokenizer import TextTokenizer
-from danlu.text.tools import TOOL_GRAMMAR
+from danlu.text.tool_grammar import TOOL_GRAMMAR
 from tests.text import tokenizers as kinds
 from tests.tiny import make_tokenizer
 

@@ -18,6 +18,7 @@ from danlu.serve.engine.prepare import Adapter, Prepared, Preparer
 from danlu.serve.engine.request import Grammar, WriteRequest
 from danlu.serve.engine.scheduler import Scheduler
 from danlu.serve.engine.ticket import EngineTicket
+from tests.models.cases.recurrent import CASES as RECURRENT
 from tests.models.cases.seq2seq import CASES
 from tests.serve.engine.hearing import ask
 
@@ -105,6 +106,15 @@ def test_a_source_is_read_by_the_encoder_and_shares_no_pages(tmp_path: Path) -> 
     assert row.max_tokens == 6
     with pytest.raises(RequestError, match="more than this server has"):
         prepared(model, ask([5] * 30, GenerateOptions(max_tokens=5)), memory_pages=0)
+
+
+def test_guesses_are_refused_where_tokens_cannot_be_taken_back(tmp_path: Path) -> None:
+    RECURRENT["mamba2"].make().save_pretrained(tmp_path)
+    model = load_model(tmp_path, precision="fp32", with_tokenizer=False)
+    with pytest.raises(RequestError, match=r"lookup_tokens is 3, and this model has recurrent layers") as error:
+        prepared(model, ask([5, 6], GenerateOptions(lookup_tokens=3)))
+    assert (error.value.status, error.value.param) == (400, "lookup_tokens")
+    assert prepared(model, ask([5, 6], GenerateOptions())).row.ids == [5, 6]
 
 
 def test_a_grammar_is_compiled_before_the_request_may_queue(model: Model) -> None:

@@ -236,6 +236,26 @@ def test_beams_are_those_of_the_reference(model: Model, options: GenerateOptions
     assert found == [facts(answer) for answer in expected]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [GenerateOptions(max_tokens=70, num_beams=3, n=3), GenerateOptions(max_tokens=30, temperature=0.9, seed=2, n=3)],
+    ids=["beams", "samples"],
+)
+def test_what_is_read_of_a_copied_page_was_copied(model: Model, options: GenerateOptions) -> None:
+    """Prompts that begin alike within a page, beams and samples: whatever else pages hold, answers stay the same."""
+    prompts: list[AnyPrompt] = [SHARED + "silk", SHARED + "warm lining", SHARED + "silk dress"]
+    expected = [LoadedModel(model).generate([prompt], options) for prompt in prompts]
+    desk = Desk(model)
+    assert desk.resident.lane is not None
+    cache = desk.resident.lane.executor.cache
+    for pool in (*cache.keys, *cache.values):
+        pool.fill_(9.0)
+    for prompt, answers in zip(prompts, expected, strict=True):
+        (listener,) = written(desk, [prompt], options)
+        found = [told(listener, index) for index in range(3)]
+        assert found == [facts(answer) for answer in answers]
+
+
 def test_a_beam_search_tells_what_it_found_in_the_cache(model: Model) -> None:
     desk = Desk(model)
     options = GenerateOptions(max_tokens=5, num_beams=2)

@@ -95,6 +95,22 @@ def test_asking_twice_ends_a_running_stream_with_an_error(start):
     assert "[DONE]" not in content
 
 
+def test_a_drain_says_how_many_are_waited_for_and_how_long(start, caplog):
+    running = start(ping_s=0.05, drain_s=7.5)
+    running.engine.gate.clear()
+    request = urllib.request.Request(
+        running.url + "/v1/chat/completions", json.dumps({**CHAT, "stream": True}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        running.server.ask_to_stop()
+        deadline = time.monotonic() + 5
+        while "Stopping" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.005)
+        running.engine.gate.set()
+        response.read()
+    assert "Stopping: requests still answered: 1, for at most 7.5 s. Ctrl-C drops them." in caplog.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_server_and_serve_returns(number):
     program = f"""

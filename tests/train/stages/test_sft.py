@@ -21,7 +21,8 @@ from danlu.train.adapter import lora_state, save_adapter
 from danlu.train.checkpoint import load_together
 from danlu.train.lora import LoraConfig
 from danlu.train.optim import OptimConfig, rate_at
-from danlu.train.run import MAX_SKIPPED_STEPS, Job
+from danlu.train.progress import MAX_SKIPPED_STEPS
+from danlu.train.run import Job
 from danlu.train.stages.sft import SftConfig, encode_rows, finetune
 from danlu.train.world import World
 

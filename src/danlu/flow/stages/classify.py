@@ -12,7 +12,7 @@ from danlu.models.heads.classify import ClassifyHead
 from danlu.models.images import ImageProcessor
 from danlu.models.rehead import with_head
 from danlu.models.vision import reads_images
-from danlu.train.audit import audit_labels
+from danlu.train.audit_labels import audit_labels
 from danlu.train.findings import report
 from danlu.train.labelled import encode_rows, labels_of
 from danlu.train.stages.classify import ClassifierConfig, train
@@ -44,16 +44,9 @@ class Classify(TrainingStage[ClassifierConfig]):
         images = ImageProcessor.of_folder(source) if reads_images(model) else None
         encoded = {name: encode_rows(some, model, config.max_row_tokens, folder) for name, some in rows.items() if some}
         found = encoded["train"]
-        told = report(
-            audit_labels(
-                [str(row.get("text", row.get("image"))) for row in rows["train"]],
-                [str(row.get("label", row.get("score"))) for row in rows["train"]],
-                [str(row.get("text", row.get("image"))) for row in rows["validation"]],
-                too_long=found.truncated / len(found.items),
-            ),
-            config.audit,
-            context.events,
-        )
+        tokenizer = model.chat.tokenizer if model.has_tokenizer else None
+        findings = audit_labels(rows["train"], rows["validation"], found, tokenizer)
+        told = report(findings, config.audit, context.events)
         watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
         metrics = train(model, found.items, watched, config, training.job, test_rows=tested, images=images)
         changes = save_tuned(model, config, context.output, training.job.world)

@@ -8,6 +8,8 @@ from typing import Any
 from danlu.flow.training import Training, TrainingStage
 from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
+from danlu.train.audit_related import audit_related
+from danlu.train.findings import report
 from danlu.train.related import PASSAGE, QUERY, encode_rows, sentence_model
 from danlu.train.stages.embed import EmbedderConfig, train
 from danlu.train.start import load_to_train
@@ -40,11 +42,15 @@ class Embed(TrainingStage[EmbedderConfig]):
             source=source,
         )
         encoded = {name: encode_rows(some, model, scored=config.is_scored) for name, some in rows.items() if some}
+        findings = audit_related(
+            rows["train"], rows["validation"], encoded["train"], loss=config.loss, tokenizer=model.chat.tokenizer
+        )
+        told = report(findings, config.audit, context.events)
         watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
         metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested)
         changes = save_tuned(model, config, context.output, training.job.world)
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision}, told)
 
 
 plugin = Embed()

@@ -11,6 +11,8 @@ from danlu.data.shards import TokenShards
 from danlu.flow.recipe import ANY_INPUT
 from danlu.flow.training import Training, TrainingStage
 from danlu.lineage.stage import StageContext
+from danlu.train.audit_shards import audit_shards
+from danlu.train.findings import report
 from danlu.train.stages.pretrain import PretrainConfig, pretrain
 from danlu.train.start import load_to_train
 
@@ -36,10 +38,13 @@ class Pretrain(TrainingStage[PretrainConfig]):
         validation = TokenShards(context.inputs["tokens"] / "validation")
         _check_tokenizer(context, [source.shards for source in train])
         model = load_to_train(context.inputs["model"], config)
+        tokenizer = model.chat.tokenizer if model.has_tokenizer else None
+        findings = audit_shards([source.shards for source in train], validation, tokenizer)
+        told = report(findings, config.audit, context.events)
         precision = model.precision
         metrics = pretrain(model, train, validation, config, training.job)
         training.save(model, config, base=context.artifacts["model"].id)
-        return training.finish({**metrics, "precision": precision})
+        return training.finish({**metrics, "precision": precision}, told)
 
 
 def _check_tokenizer(context: StageContext, shards: list[TokenShards]) -> None:

@@ -16,6 +16,8 @@ from danlu.evaluate.recommend import ItemKnn, Popularity, places
 from danlu.flow.training import Training, TrainingStage
 from danlu.lineage.stage import StageContext
 from danlu.models.save import save_model
+from danlu.train.audit_histories import audit_histories
+from danlu.train.findings import report
 from danlu.train.histories import FIRST, Histories, HistoryColumns, read_histories, windows
 from danlu.train.ranking import ranking_scores
 from danlu.train.stages.rank import RecommenderConfig, new_recommender, train
@@ -46,13 +48,14 @@ class Rank(TrainingStage[RankStageConfig]):
         table = read_rows(_only_file(context.inputs["data"])).table
         require_columns(table, [config.columns.user, config.columns.item, config.columns.time])
         found = read_histories(table.to_pylist(), config.columns, min_rating=config.min_rating)
+        told = report(audit_histories(found), config.audit, context.events)
         model = new_recommender(config, found.items, context.seed)
         rows = windows(found.train, config.max_items)
         metrics = train(model, rows, found.validation, config, training.job, test_rows=found.test)
         if training.job.world.is_first:
             save_model(model, context.output)
         others = baselines(found) if found.test and training.job.world.is_first else {}
-        return training.finish({**metrics, **found.counts, **others})
+        return training.finish({**metrics, **found.counts, **others}, told)
 
 
 def baselines(found: Histories) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from danlu.flow.tuning import DATA_HELP, check_whole, read_split, save_tuned
 from danlu.lineage.stage import StageContext
 from danlu.models.heads.tag import TagHead
 from danlu.models.rehead import with_head
+from danlu.train.audit_labels import audit_tags
+from danlu.train.findings import report
 from danlu.train.stages.tag import TaggerConfig, train
 from danlu.train.start import load_to_train
-from danlu.train.tagged import encode_rows, tags_of
+from danlu.train.tagged import encode_rows, tag_head, tags_of
 
 
 class Tag(TrainingStage[TaggerConfig]):
@@ -36,11 +38,14 @@ class Tag(TrainingStage[TaggerConfig]):
         if not isinstance(head, TagHead) or head.config.labels != wanted.labels:
             model = with_head(model, wanted, seed=context.seed, source=source)
         encoded = {name: encode_rows(some, model, config.max_row_tokens) for name, some in rows.items() if some}
+        labels = tag_head(model).config.labels
+        findings = audit_tags(rows["train"], rows["validation"], encoded["train"], labels, model.chat.tokenizer)
+        told = report(findings, config.audit, context.events)
         watched, tested = (encoded[name].items if name in encoded else [] for name in ("validation", "test"))
         metrics = train(model, encoded["train"].items, watched, config, training.job, test_rows=tested)
         changes = save_tuned(model, config, context.output, training.job.world)
         counts = encoded["train"].counts()
-        return training.finish({**metrics, **changes, **counts, "precision": model.precision})
+        return training.finish({**metrics, **changes, **counts, "precision": model.precision}, told)
 
 
 plugin = Tag()

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from danlu.models.adapters import Factors
-from danlu.models.native.program import Program
 from danlu.models.native.structs import FLOATS, MOST_RANK, OUTS, Adapter, Code
+from danlu.models.native.writer import Program
 
 _LANES = 16
 """Ranks of a vector; a panel of ranks has up to four."""

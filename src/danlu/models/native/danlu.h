@@ -18,9 +18,10 @@
 #define QUERIES 6   /* queries that read keys together */
 #define MOST_RANK 1024
 #define MOST_THREADS 64
+#define TILE_BYTES (192 << 10) /* rows of a product that stay in a core's cache beside a panel */
 #define INLINE static inline __attribute__((always_inline))
 
-enum { NORM, PREPARE, PRODUCT, ROTATE, STORE, ATTEND, GATE, ACTIVATE, ADD, SCALE, SOFTCAP, GATHER };
+enum { NORM, PREPARE, PRODUCT, ROTATE, STORE, ATTEND, GATE, ACTIVATE, ADD, SCALE, SOFTCAP, GATHER, ROUTE, SORT, SPREAD, EXPERTS, COMBINE, WEIGH };
 enum { SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU6, TANH };
 enum { BYTES, HALVES, FLOATS }; /* numbers of a weight */
 enum { RMS_NORM, LAYER_NORM };
@@ -32,7 +33,10 @@ typedef struct {
     int32_t target_first, width;  /* where channels go; width: outputs of a product, of a head, turned channels */
     int32_t heads, kv_heads, layer, table;
     int32_t adds, causal, window, cross;
-    int32_t product, of_outs;     /* number of a product; whether its tokens are those that GATHER took */
+    int32_t product, of_outs;     /* number of a product, -1 where adapters add nothing; whether GATHER took its tokens */
+    int32_t experts, top_k;       /* of a layer of experts, of each token */
+    int32_t capacity, normalise;  /* rows that an expert takes, 0 for all; whether shares of a token are made to sum to 1 */
+    int32_t by_choice, reserved;  /* whether rows are those that SORT gave to choices */
     float epsilon, scale, offset, softcap;
     const void *weight;
     const float *scales, *bias;
@@ -69,10 +73,13 @@ typedef struct {
     const Adapter *adapters;      /* (slots, products), or none */
     const int32_t *slots[2];      /* adapter of each token and of each that is taken, -1 for none */
     float *lowered;               /* (tokens, MOST_RANK), fp32 or bf16 */
+    int32_t *places;              /* (tokens, top_k): experts, best first; after SORT rows of choices, -1 for none */
+    float *shares;                /* (tokens, top_k) */
+    int32_t *sorted;              /* rows, experts that have some, then expert and first row of each; room for counts */
 } Pass;
 
 typedef struct {
-    int32_t start, end;           /* tokens of one row that look at keys together */
+    int32_t start, end;           /* tokens that look at the same keys together */
 } Block;
 
 /* Items of a phase: rows of operations from first to last, panels of a product, blocks and heads of attention. */
@@ -81,9 +88,12 @@ typedef struct {
     int32_t num_tasks, unit, tile, num_tiles;
 } Phase;
 
-enum { BY_TOKEN, BY_PANEL, BY_BLOCK, BY_MERGE };
+enum { BY_TOKEN, BY_PANEL, BY_EXPERT, BY_BLOCK, BY_MERGE };
 
 void danlu_lower(const Op *op, const Pass *pass, int64_t start, int64_t end);
+void danlu_prepare(const Op *op, const Pass *pass, int64_t t, const float *x);
+void danlu_route(const Op *op, const Pass *pass, int64_t t, float *x, float *y);
+void danlu_expert(const Op *op, const Pass *pass, int64_t which, int64_t part, int64_t parts);
 void danlu_rows(const Op *op, const Pass *pass, int64_t start, int64_t end);
 void danlu_product(const Op *op, const Pass *pass, int64_t panel, int64_t panel_end, int64_t start, int64_t end);
 void danlu_attend(const Op *op, const Pass *pass, const Block *block, int kv, int split);
@@ -96,6 +106,14 @@ INLINE int64_t row_bytes(const Op *op) {
     static const int sizes[] = {1, 2, 4};
     return ((int64_t)op->count * sizes[op->kind] + 3) / 4 * 4;
 }
+
+INLINE int64_t panels_of(const Op *op) { return ((int64_t)op->width + OUTS - 1) / OUTS; }
+
+/* Weights of one panel; after each group of 8-bit ones stand 16-bit sums. */
+INLINE int64_t panel_bytes(const Op *op) { return row_bytes(op) * OUTS + (op->kind == BYTES ? groups_of(op) * OUTS * 2 : 0); }
+
+/* Tokens of a product that are taken together. */
+INLINE int64_t tile_of(const Op *op) { return TILE_BYTES / row_bytes(op) < 48 ? 48 : TILE_BYTES / row_bytes(op); }
 
 INLINE __mmask16 tail(int64_t left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1u); }
 

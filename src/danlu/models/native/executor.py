@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from danlu.models.adapters import Factors
-from danlu.models.attend import Memory
-from danlu.models.attention import CrossAttention
 from danlu.models.heads.lm import LMHead
 from danlu.models.model import Model
 from danlu.models.native.kernels import KINDS, Kernels, load_kernels
@@ -51,9 +49,18 @@ class NativeExecutor:
             cache.key_scales, cache.value_scales, cache.memory_key_scales, cache.memory_value_scales,
         )  # fmt: skip
         self._passes = Passes(kernels, program, model.network.stack, pools, num_threads)
+        self._remembering: Passes | None = None
+        if program.memory is not None:
+            memory = Pools(
+                cache.memory_keys, cache.memory_values, [], [], cache.num_memory_pages, 0, cache.memory_key_scales,
+                cache.memory_value_scales,
+            )  # fmt: skip
+            self._remembering = Passes(kernels, program.memory, model.network.stack, memory, num_threads)
         self._encoder: NativeTower | None = None
         if isinstance(model.network, EncoderDecoder):
-            self._encoder = native_tower(model.network.encoder, model.activation_dtype, num_threads=num_threads)
+            self._encoder = native_tower(
+                model.network.encoder, model.activation_dtype, num_threads=num_threads, releases=owns_network
+            )  # fmt: skip
 
     @property
     def num_threads(self) -> int:
@@ -62,7 +69,9 @@ class NativeExecutor:
 
     def use_threads(self, num_threads: int) -> None:
         """Run the next passes with so many threads."""
-        self._passes.use_threads(num_threads)
+        for passes in (self._passes, self._remembering, self._encoder):
+            if passes is not None:
+                passes.use_threads(num_threads)
 
     @property
     def few_threads(self) -> int:
@@ -81,9 +90,9 @@ class NativeExecutor:
 
     def close(self) -> None:
         """End the threads. Also done when this object goes."""
-        self._passes.close()
-        if self._encoder is not None:
-            self._encoder.close()
+        for passes in (self._passes, self._remembering, self._encoder):
+            if passes is not None:
+                passes.close()
 
     @torch.inference_mode()
     def hidden(self, ids: Sequence[int], segments: Sequence[Segment], outs: Sequence[int]) -> Tensor:
@@ -109,12 +118,14 @@ class NativeExecutor:
         """See ``Executor.remember``."""
         network = self._network
         assert isinstance(network, EncoderDecoder)
+        assert self._remembering is not None, "only a decoder with cross-attention has a memory"
         ids, lengths = [i for source in sources for i in source], [len(source) for source in sources]
         if self._encoder is None:
-            memory = network.encode(torch.tensor(ids), lengths)
+            hidden = network.encode(torch.tensor(ids), lengths).hidden
         else:
-            memory = Memory(self._encoder.encode(ids, lengths).to(self._network_dtype), tuple(lengths))
-        _keep_memory(network, self.cache, memory, memories)
+            hidden = self._encoder.encode(ids, lengths)
+        spans = [Span(pages.table, 0, length) for pages, length in zip(memories, lengths, strict=True)]
+        self._remembering.run(hidden, spans, (), with_head=False)
 
     @property
     def _network_dtype(self) -> torch.dtype:
@@ -144,16 +155,3 @@ def native_executor(
     except Unsupported as reason:
         _LOG.info("the native kernels are not used for this model: %s", reason)
         return None
-
-
-def _keep_memory(network: Network, cache: PagedCache, memory: Memory, memories: Sequence[MemoryPages]) -> None:
-    """Put the keys and values that every layer makes of an encoder's hidden states into pages."""
-    for layer, block in enumerate(network.stack.blocks):
-        if block.cross is None:
-            continue
-        cross = block.cross.inner
-        assert isinstance(cross, CrossAttention)
-        k, v = cross.keys_values(memory.hidden)
-        parts = zip(k.split(memory.lengths), v.split(memory.lengths), memories, strict=True)
-        for k_row, v_row, pages in parts:
-            cache.write_memory(layer, pages.table, k_row, v_row)

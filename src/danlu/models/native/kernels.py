@@ -55,15 +55,18 @@ class Kernels:
         return function
 
     def pack(self, weight: Tensor) -> Tensor:
-        """(O, D) int8, bf16 or fp32 → panels of 64 outputs, as ``product.c`` reads them; 64-byte aligned."""
-        assert weight.dim() == 2, "rows of outputs"
+        """(O, D) int8, bf16 or fp32 → panels of 64 outputs, as ``product.c`` reads them; 64-byte aligned. Of many,
+        (X, O, D), one after another."""
+        assert 2 <= weight.dim() <= 3, "rows of outputs, or many of them"
         weight = weight.detach().contiguous()
-        kind, row_bytes = KINDS[weight.dtype], weight.shape[1] * weight.element_size()
+        kind, (outputs, inputs) = KINDS[weight.dtype], weight.shape[-2:]
+        parts, row_bytes = [weight] if weight.dim() == 2 else weight.unbind(), inputs * weight.element_size()
         panel = -(-row_bytes // 4) * 4 * OUTS + (-(-row_bytes // GROUP) * 2 * OUTS if kind == BYTES else 0)
-        size = -(-weight.shape[0] // OUTS) * panel
-        room = empty_pages((size + _ALIGNED,), torch.uint8)
-        packed = room[-room.data_ptr() % _ALIGNED :][:size]
-        self._library.danlu_pack(weight.data_ptr(), packed.data_ptr(), weight.shape[0], row_bytes, kind)
+        size = -(-outputs // OUTS) * panel
+        room = empty_pages((size * len(parts) + _ALIGNED,), torch.uint8)
+        packed = room[-room.data_ptr() % _ALIGNED :][: size * len(parts)]
+        for number, part in enumerate(parts):
+            self._library.danlu_pack(part.data_ptr(), packed.data_ptr() + number * size, outputs, row_bytes, kind)
         return packed
 
     def threads(self, num_threads: int) -> Threads:

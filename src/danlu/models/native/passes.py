@@ -16,8 +16,9 @@ from torch import Tensor
 from danlu.models.block import Stack
 from danlu.models.native.adapters import Adapters
 from danlu.models.native.kernels import KINDS, Kernels
-from danlu.models.native.program import LOGITS, NUM_BUFFERS, OUT, STREAM, Angles, Distances, Program
 from danlu.models.native.structs import CHUNK, MOST_RANK, PAGE, Code, Op, Pass
+from danlu.models.native.tables import Angles, Distances
+from danlu.models.native.writer import CHOSEN, LOGITS, NUM_BUFFERS, OUT, STREAM, Program
 
 _FEWEST = 64
 """Tokens that buffers hold at least."""
@@ -149,10 +150,14 @@ class Passes:
         if num_tokens <= self._room:
             return
         self._room = max(_FEWEST, 1 << (num_tokens - 1).bit_length())
-        rows = [self._room if buffer != LOGITS else 1 for buffer in range(NUM_BUFFERS)]
+        choices = self._room * self.program.most_choices
+        rows = [1 if b == LOGITS else choices if b >= CHOSEN else self._room for b in range(NUM_BUFFERS)]
         self.buffers = [torch.empty(count, width) for count, width in zip(rows, self.program.widths, strict=True)]
         self._prepared = torch.empty(self._room * self.program.prepared_bytes + 64, dtype=torch.uint8)
         self._steps = torch.empty(self._room * self.program.most_groups * 2)
+        self._places = torch.empty(choices, dtype=torch.int32)
+        self._shares = torch.empty(choices)
+        self._sorted = torch.empty(4 * self.program.most_experts + 4, dtype=torch.int32)
 
     def _grow_logits(self, num_outs: int) -> None:
         width = self.program.widths[LOGITS]
@@ -290,6 +295,8 @@ class Passes:
         work.kept = KINDS[self._pools.keys[0].dtype]
         work.prepared = self._prepared.data_ptr() + -self._prepared.data_ptr() % 64
         work.steps = self._steps.data_ptr()
+        work.places, work.shares = self._places.data_ptr(), self._shares.data_ptr()
+        work.sorted = self._sorted.data_ptr()
         return [chosen, buffers, strides, angles]
 
 

@@ -18,7 +18,6 @@
 #define SPIN_CYCLES 120000      /* about 40 microseconds */
 #define MOST_TASKS 60000        /* 16 bits, and room for claims that come too late */
 #define TOKENS_OF_BLOCK 16
-#define TILE_BYTES (192 << 10)  /* rows of a product that stay in a core's cache beside a panel */
 #define TASK_BYTES (64 << 10)   /* weights that are worth a task */
 
 typedef struct {
@@ -27,9 +26,9 @@ typedef struct {
     _Atomic int32_t sleepers, stops;
     const Pass *pass __attribute__((aligned(128)));
     Phase *phases;
-    Block *blocks;
+    Block *blocks[2];           /* tokens that look at own pages together, and at pages of the memory */
     uint32_t base;              /* phase number of the first phase of this pass */
-    int32_t num_phases, room_phases, num_blocks, room_blocks, num_threads;
+    int32_t num_phases, room_phases, num_blocks[2], room_blocks, num_threads;
     pthread_t threads[MOST_THREADS];
 } Pool;
 
@@ -58,22 +57,25 @@ static void do_task(const Pool *pool, const Phase *phase, int64_t task) {
     const Op *op = pass->ops + phase->first;
     int64_t start = task * phase->unit;
     if (phase->kind == BY_TOKEN) {
-        int64_t end = start + phase->unit < phase->num_tokens ? start + phase->unit : phase->num_tokens;
+        int64_t most = op->by_choice ? pass->sorted[0] : phase->num_tokens;
+        int64_t end = start + phase->unit < most ? start + phase->unit : most;
         for (int i = phase->first; i < phase->last; i++) danlu_rows(pass->ops + i, pass, start, end);
     } else if (phase->kind == BY_PANEL) {
-        int64_t panels = (op->width + OUTS - 1) / OUTS, groups = phase->num_tasks / phase->num_tiles;
+        int64_t panels = panels_of(op), groups = phase->num_tasks / phase->num_tiles;
         int64_t group = task / phase->num_tiles, number = task % phase->num_tiles;
         danlu_product(
             op, pass, panels * group / groups, panels * (group + 1) / groups, (int64_t)phase->num_tokens * number / phase->num_tiles,
             (int64_t)phase->num_tokens * (number + 1) / phase->num_tiles);
+    } else if (phase->kind == BY_EXPERT) {
+        danlu_expert(op, pass, task / phase->num_tiles, task % phase->num_tiles, phase->num_tiles);
     } else {
         int64_t splits = phase->kind == BY_BLOCK && pass->num_splits ? pass->num_splits : 1;
-        int64_t items = (phase->kind == BY_BLOCK ? pool->num_blocks : phase->num_tokens) * op->kv_heads * splits;
+        int64_t items = (phase->kind == BY_BLOCK ? pool->num_blocks[op->cross] : phase->num_tokens) * op->kv_heads * splits;
         for (int64_t item = start; item < items && item < start + phase->unit; item++) {
             int64_t which = item / splits / op->kv_heads;
             int kv = (int)(item / splits % op->kv_heads);
             if (phase->kind == BY_MERGE) danlu_merge(op, pass, which, kv);
-            else danlu_attend(op, pass, pool->blocks + which, kv, pass->num_splits ? (int)(item % splits) : -1);
+            else danlu_attend(op, pass, pool->blocks[op->cross] + which, kv, pass->num_splits ? (int)(item % splits) : -1);
         }
     }
 }
@@ -125,8 +127,7 @@ static void split_evenly(Phase *phase, int64_t items, int64_t most) {
 }
 
 static void plan_product(Phase *phase, const Op *op, int num_threads) {
-    int64_t bytes = row_bytes(op), panels = (op->width + OUTS - 1) / OUTS;
-    int64_t room = TILE_BYTES / bytes < 48 ? 48 : TILE_BYTES / bytes;
+    int64_t bytes = row_bytes(op), panels = panels_of(op), room = tile_of(op);
     int64_t tiles = (phase->num_tokens + room - 1) / room;
     int64_t groups = panels * OUTS * bytes / TASK_BYTES, most = 8L * num_threads;
     if (tiles > MOST_TASKS / MOST_THREADS / 8) tiles = MOST_TASKS / MOST_THREADS / 8;
@@ -137,6 +138,37 @@ static void plan_product(Phase *phase, const Op *op, int num_threads) {
     phase->num_tasks = (int32_t)(groups * tiles);
 }
 
+/* Which experts will be chosen is not known yet: tasks of as many as there can be; `num_tiles` are the parts of each. */
+static void plan_experts(Phase *phase, const Op *op, int num_threads) {
+    int64_t panels = panels_of(op), parts = panels * OUTS * row_bytes(op) / TASK_BYTES;
+    int64_t experts = phase->num_tokens < op->experts ? phase->num_tokens : op->experts;
+    if (parts * experts < num_threads || num_threads == 1) parts = (num_threads + experts - 1) / experts;
+    if (parts * experts > MOST_TASKS) parts = MOST_TASKS / experts;
+    if (parts > panels) parts = panels;
+    if (parts < 1) parts = 1;
+    phase->num_tiles = (int32_t)parts;
+    phase->num_tasks = (int32_t)(parts * experts);
+}
+
+/* Whether two rows look at the same keys: beams of one source look at its memory together. */
+static int looks_alike(const Pass *pass, int64_t a, int64_t b, int cross) {
+    int64_t width = pass->table_width[1];
+    const int32_t *pages = pass->tables[1], *lengths = pass->lengths[1];
+    if (a == b || !cross) return a == b;
+    return lengths[a] == lengths[b] && !memcmp(pages + a * width, pages + b * width, (size_t)width * sizeof *pages);
+}
+
+static void plan_blocks(Pool *pool, const Pass *pass, int cross) {
+    pool->num_blocks[cross] = 0;
+    for (int32_t t = 0; t < pass->num_tokens;) {
+        Block *block = pool->blocks[cross] + pool->num_blocks[cross]++;
+        block->start = t++;
+        while (t < pass->num_tokens && t - block->start < TOKENS_OF_BLOCK
+               && looks_alike(pass, pass->rows[block->start], pass->rows[t], cross)) t++;
+        block->end = t;
+    }
+}
+
 static int plan(Pool *pool, const Pass *pass) {
     if (pool->room_phases < 2 * pass->num_ops) {
         Phase *larger = realloc(pool->phases, sizeof(Phase) * 2 * (size_t)pass->num_ops);
@@ -144,37 +176,42 @@ static int plan(Pool *pool, const Pass *pass) {
         pool->phases = larger, pool->room_phases = 2 * pass->num_ops;
     }
     if (pool->room_blocks < pass->num_tokens) {
-        Block *larger = realloc(pool->blocks, sizeof(Block) * (size_t)pass->num_tokens);
-        if (!larger) return -1;
-        pool->blocks = larger, pool->room_blocks = pass->num_tokens;
+        for (int cross = 0; cross < 2; cross++) {
+            Block *larger = realloc(pool->blocks[cross], sizeof(Block) * (size_t)pass->num_tokens);
+            if (!larger) return -1;
+            pool->blocks[cross] = larger;
+        }
+        pool->room_blocks = pass->num_tokens;
     }
-    pool->num_blocks = 0;
-    for (int32_t t = 0; t < pass->num_tokens;) {
-        Block *block = pool->blocks + pool->num_blocks++;
-        block->start = t++;
-        while (t < pass->num_tokens && t - block->start < TOKENS_OF_BLOCK && pass->rows[t] == pass->rows[block->start]) t++;
-        block->end = t;
-    }
+    for (int cross = 0; cross < (pass->tables[1] ? 2 : 1); cross++) plan_blocks(pool, pass, cross);
     int32_t num_tokens = pass->num_tokens, num_phases = 0;
     Phase *open = 0;
     for (int32_t i = 0; i < pass->num_ops; i++) {
         const Op *op = pass->ops + i;
         if (op->code == GATHER) num_tokens = pass->num_outs, open = 0; /* from here on only tokens that are asked for */
         if (!num_tokens) break;
-        if (open && op->code != PRODUCT && op->code != ATTEND) {
+        int by_row = op->code != PRODUCT && op->code != ATTEND && op->code != EXPERTS;
+        int all_at_once = op->code != SORT || (open && open->num_tasks == 1 && num_tokens <= TOKENS_OF_BLOCK);
+        if (open && by_row && all_at_once && op->by_choice == pass->ops[open->first].by_choice) {
             open->last = i + 1;
             continue;
         }
+        int64_t num_rows = op->by_choice ? (int64_t)num_tokens * op->top_k : num_tokens;
         Phase *phase = pool->phases + num_phases++;
-        *phase = (Phase){.first = i, .last = i + 1, .kind = BY_TOKEN, .num_tokens = num_tokens};
+        *phase = (Phase){.first = i, .last = i + 1, .kind = BY_TOKEN, .num_tokens = (int32_t)num_rows};
         open = 0;
         if (op->code == PRODUCT) {
             phase->kind = BY_PANEL;
             plan_product(phase, op, pass->num_threads);
+        } else if (op->code == EXPERTS) {
+            phase->kind = BY_EXPERT;
+            plan_experts(phase, op, pass->num_threads);
+        } else if (op->code == SORT) {
+            split_evenly(phase, num_rows, 1);
         } else if (op->code == ATTEND) {
             phase->kind = BY_BLOCK;
             split_evenly(
-                phase, (int64_t)pool->num_blocks * op->kv_heads * (pass->num_splits ? pass->num_splits : 1),
+                phase, (int64_t)pool->num_blocks[op->cross] * op->kv_heads * (pass->num_splits ? pass->num_splits : 1),
                 MOST_TASKS);
             if (pass->num_splits) {
                 Phase *merging = pool->phases + num_phases++;
@@ -182,7 +219,7 @@ static int plan(Pool *pool, const Pass *pass) {
                 split_evenly(merging, (int64_t)num_tokens * op->kv_heads, 2L * pass->num_threads);
             }
         } else {
-            split_evenly(phase, num_tokens, pass->num_threads == 1 || num_tokens < 4 ? 1 : 4L * pass->num_threads);
+            split_evenly(phase, num_rows, pass->num_threads == 1 || num_rows < 4 ? 1 : 4L * pass->num_threads);
             open = phase;
         }
     }
@@ -198,7 +235,7 @@ void danlu_close(Pool *pool) {
     syscall(SYS_futex, phase_of(pool), FUTEX_WAKE_PRIVATE, INT32_MAX, 0, 0, 0);
     for (int i = 1; i < pool->num_threads; i++) pthread_join(pool->threads[i], 0);
     free(pool->phases);
-    free(pool->blocks);
+    for (int cross = 0; cross < 2; cross++) free(pool->blocks[cross]);
     free(pool);
 }
 

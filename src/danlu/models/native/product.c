@@ -149,9 +149,8 @@ void danlu_product(const Op *op, const Pass *pass, int64_t panel, int64_t panel_
         x = (const uint8_t *)(pass->buffers[op->source] + op->first);
     }
     float sums[FEW * OUTS] __attribute__((aligned(64)));
-    const int64_t panel_bytes = bytes * OUTS + (op->kind == BYTES ? groups_of(op) * OUTS * 2 : 0);
     for (; panel < panel_end; panel++) {
-        const uint8_t *w = (const uint8_t *)op->weight + panel * panel_bytes;
+        const uint8_t *w = (const uint8_t *)op->weight + panel * panel_bytes(op);
         int64_t num_parts = op->kind == BYTES && end - start <= FEW ? 1 : tiles_of(end - start);
         for (int64_t i = 0; i < num_parts; i++) {
             int64_t from = start + (end - start) * i / num_parts, to = start + (end - start) * (i + 1) / num_parts;
@@ -159,7 +158,7 @@ void danlu_product(const Op *op, const Pass *pass, int64_t panel, int64_t panel_
             else (op->kind == HALVES ? HALF_KINDS : FLOAT_KINDS)[to - from](w, x + from * stride, stride, bytes / 4, sums);
             for (int64_t t = from; t < to; t++) finish(op, pass, sums + (t - from) * OUTS, t, panel);
         }
-        if (pass->adapters) lift(op, pass, panel, start, end);
+        if (pass->adapters && op->product >= 0) lift(op, pass, panel, start, end);
     }
 }
 

@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from danlu.models.native.kernels import Kernels
-from danlu.models.native.program import Program, write_program
+from danlu.models.native.program import write_program
+from danlu.models.native.writer import Program
 from danlu.models.network import Tower
 
 

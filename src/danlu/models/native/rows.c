@@ -57,7 +57,7 @@ static void halve(const float *x, int width, int64_t padded, uint16_t *h) {
         _mm256_mask_storeu_epi16(h + i, tail(padded - i), to_halves(_mm512_maskz_loadu_ps(tail(width - i), x + i)));
 }
 
-static void prepare(const Op *op, const Pass *pass, int64_t t, const float *x) {
+void danlu_prepare(const Op *op, const Pass *pass, int64_t t, const float *x) {
     int64_t bytes = row_bytes(op);
     if (op->kind == BYTES) quantize(x, op->count, bytes, pass->prepared + t * bytes, pass->steps + t * groups_of(op) * 2);
     else if (op->kind == HALVES) halve(x, op->count, bytes / 2, (uint16_t *)(pass->prepared + t * bytes));
@@ -170,7 +170,7 @@ static void simple_row(const Op *op, const float *x, float *y) {
 }
 
 void danlu_rows(const Op *op, const Pass *pass, int64_t start, int64_t end) {
-    if (op->code == PREPARE && pass->adapters) danlu_lower(op, pass, start, end);
+    if (op->code == PREPARE && pass->adapters && op->product >= 0) danlu_lower(op, pass, start, end);
     for (int64_t t = start; t < end; t++) {
         int64_t from = op->code == GATHER ? pass->outs[t] : t;
         float *x = pass->buffers[op->source] + from * pass->strides[op->source] + op->first;
@@ -179,13 +179,16 @@ void danlu_rows(const Op *op, const Pass *pass, int64_t start, int64_t end) {
         case NORM:
             for (int h = 0; h < op->heads; h++) norm(op, x + h * op->count, y + h * op->count);
             break;
-        case PREPARE: prepare(op, pass, t, x); break;
+        case PREPARE: danlu_prepare(op, pass, t, x); break;
         case ROTATE: rotate(op, pass, t, x); break;
         case STORE: store(op, pass, t, x); break;
         case GATE:
         case ACTIVATE: activate_row(op, x, y); break;
         case GATHER: memcpy(y, x, (size_t)op->count * 4); break;
-        default: simple_row(op, x, y);
+        case ADD:
+        case SCALE:
+        case SOFTCAP: simple_row(op, x, y); break;
+        default: danlu_route(op, pass, t, x, y);
         }
     }
 }

@@ -35,6 +35,12 @@ class Code(IntEnum):
     SCALE = 9
     SOFTCAP = 10
     GATHER = 11
+    ROUTE = 12
+    SORT = 13
+    SPREAD = 14
+    EXPERTS = 15
+    COMBINE = 16
+    WEIGH = 17
 
 
 ACTIVATION_KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "relu": 4, "relu6": 5, "tanh": 6}
@@ -53,6 +59,7 @@ class Op(ctypes.Structure):
     _fields_ = (  # pyright: ignore[reportAssignmentType]
         *_fields(c_int32, "code kind source target first count target_first width heads kv_heads layer table"),
         *_fields(c_int32, "adds causal window cross product of_outs"),
+        *_fields(c_int32, "experts top_k capacity normalise by_choice reserved"),
         *_fields(c_float, "epsilon scale offset softcap"),
         *_fields(c_void_p, "weight scales bias"),
     )
@@ -78,5 +85,5 @@ class Pass(ctypes.Structure):
         *((name, c_void_p * 2) for name in ("tables", "lengths", "keys", "values", "key_scales", "value_scales")),
         *_fields(c_void_p, "angles bias prepared steps partials adapters"),
         ("slots", c_void_p * 2),
-        ("lowered", c_void_p),
+        *_fields(c_void_p, "lowered places shares sorted"),
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from danlu.core.errors import RequestError
 from danlu.core.records import Delta
-from danlu.models.beam import Search
+from danlu.models.beam import Candidates, Search
 from danlu.serve.engine.row import Row
 
 
@@ -20,17 +19,17 @@ class Beams:
         self.search = search
         self.rows: list[Row] = []
         """As many as there may be beams; the last ones wait while there are fewer."""
-        self._logprobs: dict[Row, Tensor] = {}
+        self._said: dict[Row, Candidates] = {}
 
     def hear(self, row: Row, logits: Tensor) -> list[int] | None:
-        """Take what one beam says next, (V,). Once all have spoken the search goes on: the beam that each new one
+        """Take what one beam says next, fp32 (V,). Once all have spoken the search goes on: the beam that each new one
         continues, or None while some are missing."""
-        self._logprobs[row] = torch.log_softmax(logits, dim=-1).cpu()
+        self._said[row] = self.search.candidates(self.rows.index(row), logits)
         speaking = self.rows[: len(self.search.beams)]
-        if any(one not in self._logprobs for one in speaking):
+        if any(one not in self._said for one in speaking):
             return None
-        parents = self.search.advance(torch.stack([self._logprobs[one] for one in speaking]))
-        self._logprobs.clear()
+        parents = self.search.advance([self._said[one] for one in speaking])
+        self._said.clear()
         return parents
 
     def deltas(self, wanted: int, cached_tokens: int) -> list[Delta] | RequestError:

@@ -25,8 +25,8 @@ from danlu.serve.engine.request import Grammar
 from danlu.text.json_schema import parse_schema
 from danlu.text.token_bytes import token_bytes
 from danlu.text.tokenizer import TextTokenizer
-from danlu.text.tool_parser import MARKERS
-from danlu.text.tools import TOOL_GRAMMAR
+from danlu.text.tool_formats import MARKERS
+from danlu.text.tool_grammar import TOOL_GRAMMAR
 
 _WHITE_SPACE = (
     r"( |\n{1,2}[ \t]{0,20})"  # between the parts of JSON: enough to indent, too little to write nothing else
@@ -37,6 +37,7 @@ _PARAMS = {
     "lark": "structured_outputs.grammar", "choice": "structured_outputs.choice",
 }  # fmt: skip
 _MARKER = re.compile(r'<@"([^"\n]*)">')
+_UP_TO = re.compile(r'(?m)^(\w+): <@\.\.\."([^"\n]*)">$')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ def compile_grammar(
     May take a few hundred milliseconds and ``limits.timeout_s`` at most; not for the engine's own thread.
     """
     limits = limits or GrammarLimits()
-    key = (grammar.kind, grammar.text, bool(grammar.after))
+    key = (grammar.kind, f"{grammar.text}\0{grammar.calls}", bool(grammar.after))
     compiled = vocabulary.cached(key)
     if compiled is None:
         param = "tools" if grammar.text.startswith(TOOL_GRAMMAR) else _PARAMS[grammar.kind]
@@ -265,7 +266,7 @@ def _lark(grammar: Grammar, vocabulary: GrammarVocabulary, limits: GrammarLimits
     if grammar.kind == "lark":
         if grammar.after:
             text = re.sub(r"(?m)^start(?=\s*:)", "after_lead", text, count=1) + f"\nstart: LEAD? after_lead\n{_LEAD}"
-        return _MARKER.sub(lambda found: _marker(found[1], vocabulary), _with_bounded_schemas(text, param))
+        return _in_tokens(text, vocabulary, param)
     if grammar.kind == "regex":
         body = json.loads(LLMatcher.grammar_from_regex(text))["grammars"][0]["lark_grammar"].removeprefix("start: ")
     elif grammar.kind == "choice":
@@ -275,7 +276,18 @@ def _lark(grammar: Grammar, vocabulary: GrammarVocabulary, limits: GrammarLimits
         body = "%json " + _schema(schema)
     is_rule = body.startswith("%json")
     name = "body" if is_rule else "BODY"
-    return f"start: {'LEAD? ' if grammar.after else ''}{name}\n{name}: {body}\n{_LEAD}"
+    either, calls = name, ""
+    if grammar.calls:
+        either, calls = f"({name} | calls)", re.sub(r"(?m)^start(?=\s*:)", "calls", grammar.calls, count=1)
+        calls = _in_tokens(calls, vocabulary, "tools")
+    return f"start: {'LEAD? ' if grammar.after else ''}{either}\n{name}: {body}\n{_LEAD}{calls}"
+
+
+def _in_tokens(text: str, vocabulary: GrammarVocabulary, param: str) -> str:
+    """A grammar in Lark's notation with checked schemas, and with the model's tokens for the markers it names."""
+    text = _with_bounded_schemas(text, param)
+    text = _UP_TO.sub(lambda found: _up_to(found[1], found[2], vocabulary), text)
+    return _MARKER.sub(lambda found: _marker(found[1], vocabulary), text)
 
 
 def _schema(schema: Mapping[str, Any] | bool, *, is_lenient: bool = False) -> str:
@@ -315,3 +327,11 @@ def _marker(name: str, vocabulary: GrammarVocabulary) -> str:
     """A special token of tool calls, or its text where the model has no such token."""
     index = vocabulary.marker_ids.get(name)
     return json.dumps(name) if index is None else f"<[{index}]>"
+
+
+def _up_to(rule: str, name: str, vocabulary: GrammarVocabulary) -> str:
+    """A rule of any text up to and with a marker."""
+    if name in vocabulary.marker_ids:
+        return f"{rule}: /(.|\\n)*/ {_marker(name, vocabulary)}"
+    escaped = re.escape(name).replace("/", "\\/")
+    return f"{rule}[lazy]: /(.|\\n)*{escaped}/"

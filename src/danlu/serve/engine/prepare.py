@@ -24,7 +24,7 @@ from danlu.serve.engine.request import WriteRequest
 from danlu.serve.engine.row import UNLIMITED, Row
 from danlu.serve.engine.scheduler import Scheduler
 from danlu.serve.engine.ticket import EngineTicket
-from danlu.text.tool_parser import MARKERS
+from danlu.text.tool_formats import MARKERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,11 @@ class Preparer:
             raise RequestError(
                 "penalty_alpha is given, but contrastive search is not served.",
                 "Leave it out, or use danlu.load(…).generate.", param="penalty_alpha",
+            )  # fmt: skip
+        if options.lookup_tokens and model.stack_config.is_recurrent:
+            raise RequestError(
+                f"lookup_tokens is {options.lookup_tokens}, and this model has recurrent layers, which cannot take "
+                "tokens back.", "Leave it out.", param="lookup_tokens",
             )  # fmt: skip
         self._check_ids(options)
         ids = self._ids(request)

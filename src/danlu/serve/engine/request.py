@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from danlu.core.errors import DanluError
 from danlu.core.records import Delta, GenerateOptions, Prompt, Usage
-from danlu.text.tool_parser import ToolFormat
+from danlu.text.tool_formats import ToolFormat
 
 Text = str | tuple[str, str] | list[int]
 """A text, a pair that the model reads together, or token ids."""
@@ -44,6 +44,9 @@ class Grammar:
     """The schema as JSON, the expression, the grammar, or the choices as a JSON list; empty for any JSON object."""
     after: str = ""
     """The grammar is in force only after this text was written once (tool calls); empty for from the start."""
+    calls: str = ""
+    """A grammar of tool calls in Lark's notation: the answer is either that or what ``text`` says; empty for none. Not
+    for "lark"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from danlu.core.errors import OverloadedError, RequestError
 from danlu.core.records import Delta
 from danlu.models.adapters import Factors
 from danlu.models.executor import Executor
-from danlu.models.paged import MemoryPages, Segment
+from danlu.models.paged import PAGE, MemoryPages, Segment
 from danlu.serve.engine.answer import Answer, logprobs_of_prompt, pick
 from danlu.serve.engine.beams import Beams
 from danlu.serve.engine.prepare import Prepared
@@ -125,7 +125,7 @@ class Writer:
             return
         segments, ids, outs, picks = self._lay_out(plan)
         planned = time.perf_counter()
-        self._executor.cache.copy_pages(plan.copies)
+        self._executor.cache.copy_pages(plan.copies, _needed(plan))
         if any(_answer(piece.row).is_noting(piece.start) for piece in plan.pieces):
             logits = self._with_prompts(plan, ids, segments, outs)
         else:
@@ -359,6 +359,13 @@ class Writer:
 
 def _answer(row: Row) -> Answer:
     return row.request
+
+
+def _needed(plan: Plan) -> list[int]:
+    """Tokens of each copied page that are read: those before the ones that are written there now."""
+    pieces = [piece for piece in plan.pieces if piece.row.table] if plan.copies else []
+    starts = {piece.row.table[piece.start // PAGE]: piece.start % PAGE for piece in pieces}
+    return [starts.get(target, PAGE) for _, target in plan.copies]
 
 
 def _no_room() -> RequestError:

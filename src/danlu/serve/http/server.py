@@ -120,6 +120,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, let running answers finish within ``drain_s``, end the others with an error."""
+        if count := len(self.server_state.tasks):
+            logger.warning(
+                "Stopping: requests still answered: %d, for at most %g s. Ctrl-C drops them.", count, self._http.drain_s
+            )
         draining = asyncio.create_task(asyncio.to_thread(self._engine.stop, self._http.drain_s))
         await super().shutdown(sockets)
         await draining

@@ -172,6 +172,22 @@ def test_every_way_to_shape_an_answer_becomes_one_grammar(running, fields, kind,
     assert (grammar.kind, grammar.text) == (kind, text)
 
 
+def test_with_tools_and_a_form_the_answer_is_a_call_or_text_in_the_form(running, client):
+    shaped = {"response_format": City, "tools": [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]}
+    for pieces in ('{"name": "Bern", "people": 5}',), ("<tool", *CALL[2:]):
+        running.engine.pieces = pieces
+        message = client.chat.completions.parse(model="fake", messages=ASK, **shaped).choices[0].message
+        grammar = running.engine.seen[-1].grammar
+        assert (grammar.kind, grammar.after) == ("json_schema", "")
+        assert "start:" in grammar.calls
+        assert (message.parsed is None) == bool(message.tool_calls)
+    running.call("/v1/chat/completions", {**CHAT, "tools": [WEATHER], "tool_choice": "required",
+                                          "response_format": {"type": "json_object"}})  # fmt: skip
+    grammar = running.engine.seen[-1].grammar
+    assert (grammar.kind, grammar.after, grammar.calls) == ("lark", "", "")
+    assert "weather" in grammar.text
+
+
 def test_every_option_reaches_the_engine(running):
     fields = {
         "min_tokens": 2, "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 2,

@@ -12,6 +12,7 @@ const WORDS = {
     curl: "The same from a terminal", copy: "Copy", copied: "Copied", theme: "Light or dark", down: "no answer from the server",
     locked: "needs an API key", context: "tokens of context", stopped: "Stopped.", cut: "The answer reached its longest length.",
     broken: "The connection broke before the answer was finished.", nothing: "Fill in at least one field.", silent: "The model wrote nothing.",
+    hello: "Hello!",
   },
   zh: {
     request: "请求", copyTab: "商品文案", chatTab: "自由对话", title: "标题", class: "品类", material: "材质",
@@ -22,7 +23,7 @@ const WORDS = {
     empty: "模型写出的内容会显示在这里。", first: "首词延迟", speed: "速度", tokens: "词元", time: "用时",
     curl: "在终端里做同样的事", copy: "复制", copied: "已复制", theme: "浅色或深色", down: "服务器没有响应",
     locked: "需要 API 密钥", context: "词元上下文", stopped: "已停止。", cut: "回答已达到最长长度。",
-    broken: "回答还没写完，连接就断了。", nothing: "请至少填写一项。", silent: "模型什么也没写。",
+    broken: "回答还没写完，连接就断了。", nothing: "请至少填写一项。", silent: "模型什么也没写。", hello: "你好！",
   },
 };
 const EXAMPLE = {
@@ -45,11 +46,17 @@ function question() {
   return state.tab === "copy" ? productPrompt() : $("form-chat").elements.Message.value.trim();
 }
 
-function body(isStream) {
+// With nothing typed: what was last sent, so that the command line shown is always one that works.
+function messages() {
   const earlier = state.tab === "chat" ? state.turns : [];
+  if (!question() && earlier.length) return earlier.slice(0, -1);
+  return [...earlier, { role: "user", content: question() || word("hello") }];
+}
+
+function body(isStream) {
   const request = {
     model: state.model || "",
-    messages: [...earlier, { role: "user", content: question() }],
+    messages: messages(),
     temperature: Number($("temperature").value),
     max_tokens: Number($("max-tokens").value),
   };
@@ -99,7 +106,7 @@ async function showModel() {
 }
 
 function line(kind, text) {
-  const element = document.createElement("p");
+  const element = document.createElement("div");
   element.className = kind;
   element.textContent = text;
   $("log").append(element);
@@ -107,14 +114,28 @@ function line(kind, text) {
   return element;
 }
 
+// An answer with its fenced code set apart; parts that did not change are left alone, so that a selection lasts.
+function write(reply, text) {
+  const parts = text.split(/^ {0,3}```[^\n`]*(?:\n|$)/m).map((part) => part.replace(/^\n+|\n+$/g, ""));
+  parts.forEach((part, place) => {
+    const element = reply.children[place] ?? reply.appendChild(document.createElement(place % 2 ? "pre" : "span"));
+    if (element.textContent !== part) element.textContent = part;
+  });
+  while (reply.children.length > parts.length) reply.lastChild.remove();
+}
+
 function clearLog() {
   $("log").replaceChildren();
 }
 
+function clearNumbers() {
+  for (const id of ["first", "speed", "tokens", "time"]) $(id).textContent = "–";
+}
+
 function emptyLog() {
   clearLog();
+  clearNumbers();
   line("empty", word("empty")).dataset.text = "empty";
-  for (const id of ["first", "speed", "tokens", "time"]) $(id).textContent = "–";
 }
 
 // Values of the data lines of a server-sent stream; ends at [DONE], throws what an error event says.
@@ -181,45 +202,55 @@ async function send() {
   }
   if (state.model === null) await showModel();
   const request = body(true);
-  if (state.tab === "chat") line("turn user", asked);
-  const reply = line("turn assistant writing", "");
-  const clock = new Clock();
   const isChat = state.tab === "chat";
-  state.request = new AbortController();
+  const message = $("form-chat").elements.Message;
+  const turn = isChat ? line("turn user", asked) : null;
+  if (isChat) message.value = ""; // the next question can be typed meanwhile
+  const reply = line("turn assistant writing", "");
+  clearNumbers();
+  const clock = new Clock();
+  let text = "";
+  const control = state.request = new AbortController();
   $("send").hidden = true;
   $("stop").hidden = false;
   if (innerWidth <= 780) $("log").scrollIntoView({ behavior: "smooth", block: "nearest" });
   try {
     const response = await fetch("/v1/chat/completions", {
-      method: "POST", headers: headers(), body: JSON.stringify(request), signal: state.request.signal,
+      method: "POST", headers: headers(), body: JSON.stringify(request), signal: control.signal,
     });
     if (!response.ok) throw new Error(await problem(response));
     for await (const event of events(response)) {
       const choice = event.choices[0];
       if (choice?.delta.content) {
         const isAtEnd = $("log").scrollTop + $("log").clientHeight >= $("log").scrollHeight - 40;
-        reply.textContent += choice.delta.content;
+        text += choice.delta.content;
+        write(reply, text);
         if (isAtEnd) $("log").scrollTop = $("log").scrollHeight;
         clock.piece();
       }
       if (choice?.finish_reason === "length") line("note", word("cut"));
       if (event.usage) clock.tokens = event.usage.completion_tokens;
     }
-    if (!reply.textContent) line("note", word("silent"));
-    if (isChat) {
-      state.turns = [...request.messages, { role: "assistant", content: reply.textContent }];
-      $("form-chat").elements.Message.value = "";
-    }
+    if (!text) line("note", word("silent"));
   } catch (error) {
-    if (error.name === "AbortError") line("note", word("stopped"));
-    else line("note bad", error instanceof TypeError ? word("down") : error.message);
-    if (!reply.textContent) reply.remove();
+    if (!reply.isConnected) return; // a new conversation has begun: nothing of this one belongs there
+    if (control.signal.aborted) line("note", word("stopped"));
+    else line("note bad", error instanceof TypeError ? word(text ? "broken" : "down") : error.message);
+    if (!text) reply.remove();
+    if (!text && isChat && !message.value) {
+      message.value = asked;
+      turn.remove();
+    }
+    if (!control.signal.aborted) showModel();
   } finally {
-    clock.show();
+    if (reply.isConnected) clock.show();
+    if (reply.isConnected && isChat) state.turns = [...request.messages, { role: "assistant", content: text }];
     reply.classList.remove("writing");
-    state.request = null;
-    $("send").hidden = false;
-    $("stop").hidden = true;
+    if (state.request === control) {
+      state.request = null;
+      $("send").hidden = false;
+      $("stop").hidden = true;
+    }
     showCurl();
   }
 }

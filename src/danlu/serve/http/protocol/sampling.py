@@ -81,7 +81,7 @@ class Asked(Struct, kw_only=True):
 
     model: str | None = None
     user: str | None = None
-    priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] | None = None
+    priority: Annotated[int, Meta(ge=-1_000, le=1_000)] | None = None
     timeout: Annotated[float, Meta(ge=0.001)] | None = None
 
 

@@ -17,8 +17,9 @@ from danlu.serve.http.protocol.chat import ChatRequest, NamedTool
 from danlu.serve.http.replies.chat import ChatWriter
 from danlu.serve.http.service import EventStream, Service
 from danlu.text.answer import THOUGHT_CLOSE, AnswerParser, ReasoningSplitter
+from danlu.text.tool_grammar import tool_grammar
 from danlu.text.tool_parser import ToolParser
-from danlu.text.tools import tool_grammar, tool_names
+from danlu.text.tools import tool_schemas
 
 NewParser = Callable[[], AnswerParser]
 
@@ -47,27 +48,25 @@ def prepare(
     if isinstance(choice, NamedTool):
         choice = msgspec.to_builtins(choice)
     parallel = True if asked.parallel_tool_calls is None else asked.parallel_tool_calls
-    found = tool_grammar(write.tools, choice, model.tool_format, is_parallel=parallel)
-    if write.grammar is None:
-        if found is not None:
-            write = replace(write, grammar=Grammar(kind="lark", text=found.text, after=found.after))
-        calls = bool(write.tools)
-    elif choice in ("auto", "none"):
-        calls = False  # the answer's own form holds from its first token on, so there are no calls
-    else:
-        raise RequestError(
-            "tool_choice asks for a call, and another field says what the answer must look like.",
-            "Give one of them.",
-            param="tool_choice",
-        )
+    shape, is_either = write.grammar, write.grammar is not None and choice == "auto"
+    found = tool_grammar(write.tools, choice, model.tool_format, is_parallel=parallel, is_whole=is_either)
+    calls = bool(write.tools)
+    if found is not None and shape is not None and is_either:  # a call, or text in its form
+        if shape.kind == "lark":
+            raise RequestError(
+                "A grammar and tools are both given.", "Leave one out, or set tool_choice to none.", param="tools"
+            )
+        write = replace(write, grammar=replace(shape, calls=found.text))
+    elif found is not None:  # where a call is a must, no text has a form
+        write = replace(write, grammar=Grammar(kind="lark", text=found.text, after=found.after))
     if model.thinks == "at_once" and write.grammar is not None and not write.grammar.after:
         write = replace(write, grammar=replace(write.grammar, after=THOUGHT_CLOSE))  # thoughts have no form
     if not calls and model.thinks == "no":
         return write, None
-    names = tool_names(write.tools)
+    schemas = tool_schemas(write.tools)
 
     def new_parser() -> AnswerParser:
         reasoning = None if model.thinks == "no" else ReasoningSplitter(starts_inside=model.thinks == "at_once")
-        return AnswerParser(reasoning, ToolParser(model.tool_format, names) if calls else None)
+        return AnswerParser(reasoning, ToolParser(model.tool_format, schemas) if calls else None)
 
     return write, new_parser
