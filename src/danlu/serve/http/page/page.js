@@ -7,7 +7,7 @@ const WORDS = {
     size: "Size", fit: "Fit", colour: "Colour", occasion: "Occasion", titleHint: "Linen wrap dress", classHint: "Dresses",
     materialHint: "linen", sizeHint: "petite", fitHint: "relaxed", colourHint: "navy", occasionHint: "summer",
     example: "Fill in an example", message: "Message", messageHint: "Ask anything…", clear: "Start a new conversation",
-    temperature: "Temperature", maxTokens: "Longest answer", key: "API key", send: "Write", stop: "Stop", answer: "Answer",
+    modelName: "Model", temperature: "Temperature", maxTokens: "Longest answer", key: "API key", send: "Write", stop: "Stop", answer: "Answer",
     empty: "What the model writes appears here.", first: "First word", speed: "Speed", tokens: "Tokens", time: "Time",
     curl: "The same from a terminal", copy: "Copy", copied: "Copied", theme: "Light or dark", down: "no answer from the server",
     locked: "needs an API key", context: "tokens of context", stopped: "Stopped.", cut: "The answer reached its longest length.",
@@ -19,7 +19,7 @@ const WORDS = {
     size: "尺码", fit: "版型", colour: "颜色", occasion: "场合", titleHint: "Linen wrap dress", classHint: "Dresses",
     materialHint: "linen", sizeHint: "petite", fitHint: "relaxed", colourHint: "navy", occasionHint: "summer",
     example: "填入示例", message: "消息", messageHint: "随便问点什么……", clear: "开始新对话",
-    temperature: "温度", maxTokens: "最长回答", key: "API 密钥", send: "生成", stop: "停止", answer: "回答",
+    modelName: "模型", temperature: "温度", maxTokens: "最长回答", key: "API 密钥", send: "生成", stop: "停止", answer: "回答",
     empty: "模型写出的内容会显示在这里。", first: "首词延迟", speed: "速度", tokens: "词元", time: "用时",
     curl: "在终端里做同样的事", copy: "复制", copied: "已复制", theme: "浅色或深色", down: "服务器没有响应",
     locked: "需要 API 密钥", context: "词元上下文", stopped: "已停止。", cut: "回答已达到最长长度。",
@@ -82,6 +82,15 @@ function showWords() {
   $("language").textContent = state.language === "zh" ? "English" : "中文";
 }
 
+// The model to ask of those that write, adapters included; a choice is offered where there are several.
+function chosen(models) {
+  const select = $("choose");
+  const model = models.find((it) => it.id === select.value) ?? models[0];
+  select.replaceChildren(...models.map((it) => new Option(it.id, it.id, false, it === model)));
+  $("form-model").hidden = models.length < 2;
+  return model;
+}
+
 async function showModel() {
   try {
     const response = await fetch("/v1/models", { headers: headers() });
@@ -92,7 +101,7 @@ async function showModel() {
       return;
     }
     const models = (await response.json()).data;
-    const model = models.find((it) => it.abilities.includes("write")) ?? models[0];
+    const model = chosen(models.filter((it) => it.abilities.includes("write"))) ?? models[0];
     state.model = model.id;
     $("max-tokens").max = Math.max(16, Math.min(1024, Math.floor(model.context_length / 32) * 16));
     $("model").textContent = `${model.id} · ${model.context_length.toLocaleString()} ${word("context")}`;
@@ -292,6 +301,7 @@ function start() {
   $("stop").addEventListener("click", () => state.request?.abort());
   $("clear").addEventListener("click", () => choose("chat"));
   $("key").addEventListener("change", showModel);
+  $("choose").addEventListener("change", showModel);
   $("example").addEventListener("click", () => {
     for (const [name, value] of Object.entries(EXAMPLE)) $("form-copy").elements[name].value = value;
     showCurl();
