@@ -40,7 +40,7 @@ def ratios(runs: dict[str, Facts]) -> dict[str, float]:
         if "ours_int8" in rate:
             found["embed_int8_vs_sentence_transformers"] = rate["ours_int8"] / rival
         found |= {"embed_vs_infinity": rate["ours"] / rate["infinity_emb"]}
-    if facts := runs.get("beams"):
+    if (facts := runs.get("beams")) and "ours_int8" in facts:
         rate = {name: middle(each, "output_throughput") for name, each in facts.items()}
         found["beams4_vs_ctranslate2"] = rate["ours_int8"] / rate["ctranslate2_int8"]
     return {name: round(ratio, 3) for name, ratio in (found | _ours_alone(runs)).items()}

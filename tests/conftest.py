@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     NO_COLOR="1",
 )
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background; programs under test inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
