@@ -56,8 +56,10 @@ def _ours_alone(runs: dict[str, Facts]) -> dict[str, float]:
         four, one = ({"runs": facts[name]} for name in ("four", "one"))
         found["lora4_share"] = middle(four, "output_throughput") / middle(one, "output_throughput")
     if facts := runs.get("json"):
-        schema, free = ({"runs": facts["ours_int8"][name]} for name in ("schema", "free"))
-        found["json_share"] = middle(schema, "output_throughput") / middle(free, "output_throughput")
+        for ratio, system in (("json_share", "ours_int8"), ("json_share_no_guesses", "ours_int8_no_guesses")):
+            if system in facts:
+                schema, free = ({"runs": facts[system][name]} for name in ("schema", "free"))
+                found[ratio] = middle(schema, "output_throughput") / middle(free, "output_throughput")
     if facts := runs.get("overload"):
         over, peak = ({"runs": facts[name]} for name in ("overload", "peak"))
         found["overload_goodput"] = middle(over, "request_throughput") / middle(peak, "request_throughput")

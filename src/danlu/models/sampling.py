@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from danlu.core.records import GenerateOptions, TokenLogprob
@@ -61,7 +63,18 @@ def choose(logits: Tensor, writings: Sequence[Writing]) -> list[int]:
 def _kernels_for(logits: Tensor) -> Sampler | None:
     """The kernels where they pay: for fp32 on a CPU, and not for the few tokens of a toy."""
     pays = logits.shape[-1] >= _FEWEST_TOKENS and logits.device.type == "cpu" and logits.stride(-1) == 1
-    return load_sampler() if pays else None
+    return load_sampler() if pays and logits.dtype == torch.float32 else None
+
+
+def keep_only(logits: Tensor, allowed: NDArray[np.int32]) -> None:
+    """Make all other tokens impossible, in place. logits: (V,); a bit for each token that is allowed, (V/32,), the
+    lowest first. Tokens beyond the last bit are not allowed."""
+    kernels = _kernels_for(logits)
+    if kernels is not None:
+        kernels.forbid(logits, allowed)
+        return
+    is_allowed = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little")  # with zeros behind
+    logits.masked_fill_(torch.from_numpy(is_allowed == 0).to(logits.device), _NEVER)
 
 
 def _uniform(generator: torch.Generator) -> float:
@@ -87,6 +100,11 @@ def draw(logits: Tensor, options: GenerateOptions, uniform: float) -> int:
     probability lies, in the order of ids. logits: (V,)."""
     shares = torch.softmax(likely(logits, options), dim=-1).cumsum(0, dtype=torch.float64)
     return int(torch.searchsorted(shares, uniform * shares[-1:], right=True).clamp_(max=len(shares) - 1))
+
+
+def is_filtered(options: GenerateOptions) -> bool:
+    """Whether tokens are left out of a draw for how likely they are beside the others."""
+    return options.temperature > 0.0 and (options.top_k > 0 or options.top_p < 1.0 or options.min_p > 0.0)
 
 
 def likely(logits: Tensor, options: GenerateOptions) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +90,23 @@ def test_broken_logits_still_give_a_token() -> None:
     broken = torch.full((2, 70), torch.nan)
     assert all(0 <= token < 70 for token in drawn(broken, GenerateOptions(temperature=1.0, top_p=0.5), [0.5, 0.9]))
     assert all(0 <= token < 70 for token in sampler().choose(broken, []))
+
+
+@pytest.mark.parametrize("size", [4096, 4099, 5000])
+def test_masks_leave_the_same_tokens_as_torch(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(3)
+    for words in (1, size // 32, size // 32 + 1, size // 32 + 9):
+        allowed = numbers.integers(-(2**31), 2**31, words).astype(np.int32)
+        ours = torch.randn(size + 40)
+        guard = ours[size:].clone()
+        theirs = ours[:size].clone()
+        sampling.keep_only(ours[:size], allowed)
+        with monkeypatch.context() as patched:
+            patched.setattr(sampling, "load_sampler", lambda: None)
+            sampling.keep_only(theirs, allowed)
+        assert torch.equal(ours[:size], theirs)
+        assert torch.equal(ours[size:], guard)
+        assert torch.isfinite(theirs).sum() == np.unpackbits(allowed.view(np.uint8), bitorder="little")[:size].sum()
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5, 20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from danlu.models.load import load_model
 from danlu.models.model import Model
 from danlu.models.sampling import pick_tokens
 from danlu.models.writing import Writing
-from danlu.serve.engine.answer import Answer, Asked, logprobs_of_prompt, pick
+from danlu.serve.engine.answer import Answer, Asked, logprobs_of_prompt, pick, pick_in_turn
 from danlu.serve.engine.constrain import Constraint, GrammarVocabulary, compile_grammar
 from danlu.serve.engine.request import Grammar, WriteRequest
 from danlu.serve.engine.ticket import EngineTicket
@@ -88,6 +89,37 @@ def test_a_grammar_that_is_not_in_force_yet_binds_nothing(model: Model) -> None:
     logits = said(1, 1)
     likeliest = int(logits.argmax())
     assert pick(logits, [answer]) == [likeliest]
+
+
+@pytest.mark.parametrize(
+    "options", [GenerateOptions(temperature=0.8, seed=3), GenerateOptions(temperature=0.8, top_k=400)]
+)
+def test_draws_within_a_grammar_come_as_often_as_among_its_tokens_alone(model: Model, options: GenerateOptions) -> None:
+    answer = made(model, options, Grammar(kind="choice", text='["n", "r", "b"]'))
+    assert answer.constraint is not None
+    logits = said(1, 11) / 4.0
+    ids = [index for index in range(420) if answer.constraint.allows(index)]
+    wanted = torch.softmax(logits[0, ids] / 0.8, dim=-1)
+    counts = dict.fromkeys(ids, 0)
+    for _ in range(3000):
+        other = replace(answer, constraint=answer.constraint.fork())
+        counts[pick(logits.clone(), [other])[0]] += 1
+    assert [counts[index] / 3000 for index in ids] == pytest.approx(wanted.tolist(), abs=0.04)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, GenerateOptions(temperature=0.9, seed=4, top_k=20)])
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_tokens_in_turn_are_those_picked_one_by_one(model: Model, options: GenerateOptions, is_bound: bool) -> None:
+    grammar = Grammar(kind="regex", text="[a-z ]{5,40}") if is_bound else None
+    one, other = made(model, options, grammar), made(model, options, grammar)
+    logits = said(6, 21)
+    ids = [pick(logits[row : row + 1].clone(), [one])[0] for row in range(4)]
+    in_turn = pick_in_turn(logits.clone(), other)
+    assert [next(in_turn) for _ in range(4)] == ids
+    if is_bound:
+        assert one.constraint is not None
+        assert other.constraint is not None
+        assert other.constraint.allowed().tolist() == one.constraint.allowed().tolist()  # neither went any further
 
 
 def test_an_answer_that_breaks_its_grammar_has_a_problem_and_the_others_do_not(model: Model) -> None:

@@ -155,6 +155,33 @@ def test_what_has_to_come_is_told_at_once() -> None:
     assert done.forced() == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json_object", ""),
+        ("json_schema", {"properties": {"n": {"type": "string", "maxLength": 9}}, "required": ["n"]}),
+        ("regex", "(ab|cd)*[0-9]{2,4}"),
+        ("choice", ["navy", "night", "black"]),
+        ("lark", 'start: "<" start ">" | /[a-z]/'),
+    ],
+)
+def test_tokens_that_can_be_taken_are_those_of_the_mask(kind: str, text: Any) -> None:
+    generator = random.Random(kind)
+    for _ in range(4):
+        constraint = start(kind, text)
+        for _ in range(12):
+            before = constraint.fork()
+            allowed = set(allowed_ids(constraint))
+            for index in range(VOCABULARY.size + 3):
+                assert before.take(index) == (index in allowed), index
+                if index in allowed:
+                    before.rollback(1)
+            chosen = generator.choice(sorted(allowed))
+            assert constraint.take(chosen)
+            if chosen == END or constraint.is_done:
+                break
+
+
 def test_work_beyond_the_bounds_of_a_step_ends_the_answer_with_an_error() -> None:
     constraint = start(
         "lark", "start: r0\n" + "".join(f'r{i}: r{i + 1} r{i + 1} | "a"\n' for i in range(150)) + 'r150: "b"'

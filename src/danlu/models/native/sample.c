@@ -201,6 +201,14 @@ int32_t danlu_choose(const float *logits, int64_t stride, int32_t rows, int32_t 
     return failed;
 }
 
+/* Makes the numbers impossible whose bits are not set; those beyond the last bit, too. bits: 16 numbers each. */
+void danlu_forbid(float *x, int32_t size, const uint16_t *bits, int32_t count) {
+    for (int i = 0; i < size; i += 16) {
+        __mmask16 kept = i / 16 < count ? bits[i / 16] : 0;
+        _mm512_mask_storeu_ps(x + i, tail(size - i) & ~kept, _mm512_set1_ps(-INFINITY));
+    }
+}
+
 /* The log of the sum of exponentials, and the `top` largest numbers with their places, the largest first. */
 void danlu_note(const float *x, int32_t size, int32_t top, float *log_sum, int32_t *places, float *values) {
     __m512 most = _mm512_set1_ps(-INFINITY);

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from danlu.models.native.kernels import Kernels, load_kernels
@@ -50,6 +52,14 @@ class Sampler:
             "danlu_choose", c_int32, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p
         )  # fmt: skip
         self._note = kernels.function("danlu_note", None, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p)
+        self._forbid = kernels.function("danlu_forbid", None, c_void_p, c_int32, c_void_p, c_int32)
+
+    def forbid(self, logits: Tensor, allowed: NDArray[np.int32]) -> None:
+        """Make all other tokens impossible, in place. logits: fp32 (V,) on a CPU; a bit for each token that is allowed,
+        the lowest first."""
+        _check_row(logits)
+        assert allowed.flags.c_contiguous, "in one piece"
+        self._forbid(logits.data_ptr(), logits.shape[0], allowed.ctypes.data, 2 * len(allowed))
 
     def choose(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         """Next token of each row: the likeliest, or for rows in ``draws`` a draw. logits: fp32 (B, V) on a CPU."""
@@ -69,14 +79,18 @@ class Sampler:
     def note(self, logits: Tensor, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         """What has to be taken from a logit for its log-probability, and the likeliest tokens with their logits, the
         likeliest first. logits: fp32 (V,) on a CPU."""
-        assert logits.dtype == torch.float32, "fp32"
-        assert logits.device.type == "cpu", "on a CPU"
-        assert logits.stride(0) == 1, "a row in one piece"
+        _check_row(logits)
         size = logits.shape[0]
         top = min(num_top, size)
         log_sum, places, values = c_float(), (c_int32 * max(1, top))(), (c_float * max(1, top))()
         self._note(logits.data_ptr(), size, top, ctypes.byref(log_sum), places, values)
         return log_sum.value, list(zip(places[:top], values[:top], strict=True))
+
+
+def _check_row(logits: Tensor) -> None:
+    assert logits.dtype == torch.float32, "fp32"
+    assert logits.device.type == "cpu", "on a CPU"
+    assert logits.stride(0) == 1, "a row in one piece"
 
 
 @functools.cache

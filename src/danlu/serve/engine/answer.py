@@ -5,7 +5,7 @@ Knows tensors and no queue: who is computed when is the scheduler's say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from danlu.core.errors import RequestError
 from danlu.core.records import TokenLogprob
-from danlu.models.sampling import choose, logprob_of
+from danlu.models.sampling import choose, is_filtered, logprob_of
 from danlu.models.writing import Writing
 from danlu.serve.engine.beams import Beams
 from danlu.serve.engine.constrain import Constraint, apply_masks
@@ -70,40 +70,79 @@ def pick(logits: Tensor, answers: Sequence[Answer]) -> list[int]:
     """
     steered = [row for row, answer in enumerate(answers) if not answer.writing.steering.is_idle]
     noted = [row for row, answer in enumerate(answers) if answer.writing.options.logprobs is not None]
-    bound = _bound(answers)
+    bound = [(row, answer.constraint) for row, answer in enumerate(answers) if answer.constraint is not None]
     changed = {*steered, *(row for row, _ in bound)}
     plain = {row: logits[row].clone() if row in changed else logits[row] for row in noted}
-    if bound:
-        apply_masks(logits, bound)
     for row in steered:
         writing = answers[row].writing
         logits[row] = writing.steering(logits[row], writing.token_ids)
+    _mask(logits, [pair for pair in bound if is_filtered(answers[pair[0]].writing.options)], answers)
     tokens = choose(logits, [answer.writing for answer in answers])
+    _keep_within(bound, tokens, logits, answers)
     for row, before in plain.items():
         writing = answers[row].writing
         assert writing.options.logprobs is not None
         writing.logprobs.append(logprob_of(before, tokens[row], writing.options.logprobs))
-    for row, constraint in bound:
-        try:
-            constraint.advance(tokens[row])
-        except RequestError as error:
-            answers[row].problem = error
     return tokens
 
 
-def _bound(answers: Sequence[Answer]) -> list[tuple[int, Constraint]]:
-    """Rows with a grammar. One whose grammar has become too much work is told so and must not fail the others."""
-    found: list[tuple[int, Constraint]] = []
-    for row, answer in enumerate(answers):
-        if answer.constraint is None:
-            continue
+def pick_in_turn(logits: Tensor, answer: Answer) -> Iterator[int]:
+    """The next tokens of one answer, one after the other, as ``pick`` would: row i of logits (B, V) is for the answer
+    with the first i of them. A token that nobody asks for is not picked."""
+    answers = [answer] * len(logits)
+    if not answer.writing.is_plain:
+        for row in range(len(logits)):
+            yield pick(logits[row : row + 1], [answer])[0]
+        return
+    tokens = choose(logits, [answer.writing] * len(logits))
+    for row in range(len(tokens)):
+        if answer.constraint is not None:
+            _keep_within([(row, answer.constraint)], tokens, logits, answers)
+        yield tokens[row]
+
+
+def _keep_within(
+    bound: Sequence[tuple[int, Constraint]], tokens: list[int], logits: Tensor, answers: Sequence[Answer]
+) -> None:
+    """Advance the grammars; tokens that these do not allow are chosen again, among those they do.
+
+    For the likeliest token, and for a draw from all tokens, that is the same as choosing among the allowed ones from
+    the start (rejection sampling), and most tokens are allowed, which is far less work to see than which ones all are.
+    """
+    refused = [(row, constraint) for row, constraint in bound if not _take(constraint, tokens[row], answers[row])]
+    if not refused:
+        return
+    _mask(logits, refused, answers)
+    rows = [row for row, _ in refused]
+    others = choose(logits[torch.tensor(rows, device=logits.device)], [answers[row].writing for row in rows])
+    for (row, constraint), token in zip(refused, others, strict=True):
+        tokens[row] = token
         try:
-            if answer.constraint.is_active:
-                answer.constraint.allowed()
-            found.append((row, answer.constraint))
+            constraint.advance(token)
         except RequestError as error:
-            answer.problem = error
-    return found
+            answers[row].problem = error
+
+
+def _take(constraint: Constraint, token: int, answer: Answer) -> bool:
+    """Whether the answer can go on with its token, or has a problem."""
+    try:
+        return answer.problem is not None or constraint.take(token)
+    except RequestError as error:
+        answer.problem = error
+        return True
+
+
+def _mask(logits: Tensor, bound: Sequence[tuple[int, Constraint]], answers: Sequence[Answer]) -> None:
+    """One whose grammar has become too much work is told so and must not fail the others."""
+    ready: list[tuple[int, Constraint]] = []
+    for row, constraint in bound:
+        try:
+            if constraint.is_active:
+                constraint.allowed()
+                ready.append((row, constraint))
+        except RequestError as error:
+            answers[row].problem = error
+    apply_masks(logits, ready)
 
 
 def logprobs_of_prompt(logits: Tensor, following: Sequence[int], num_top: int) -> list[TokenLogprob | None]:

@@ -12,6 +12,7 @@ import torch
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
+from danlu.models.sampling import keep_only
 from danlu.serve.engine.grammar import (
     CompiledGrammar,
     GrammarLimits,
@@ -65,6 +66,26 @@ class Constraint:
                 raise grammar_error("NoExtensionBias")
             self._mask = mask
         return self._mask
+
+    def take(self, token_id: int) -> bool:
+        """Whether this token may come next; if so, the answer goes on with it. Far less work than ``allowed``.
+
+        Raises RequestError as ``allowed``.
+        """
+        if self._matcher is not None and self._mask is None:
+            forced = self.forced()
+            may_be = token_id == forced[0] if forced else self._vocabulary.may_be_allowed(token_id)
+            if not may_be or self._matcher.is_stopped():
+                return False
+            if self._matcher.try_consume_tokens([token_id]):
+                self._taken.append(1)
+                return True
+            self._check()
+            return False
+        if self._matcher is not None and not self.allows(token_id):
+            return False
+        self.advance(token_id)
+        return True
 
     def allows(self, token_id: int) -> bool:
         """Whether this token may come next."""
@@ -157,26 +178,6 @@ def apply_masks(logits: torch.Tensor, rows: Sequence[tuple[int, Constraint]]) ->
 
     Rows whose grammar is not in force are left as they are. Raises RequestError as ``Constraint.allowed``.
     """
-    active = [(row, constraint) for row, constraint in rows if constraint.is_active]
-    if not active:
-        return
-    packed = np.stack([constraint.allowed() for _, constraint in active]).view(np.uint8)  # (R, V/8)
-    table = _bias_table(logits.device, logits.dtype)
-    bias = torch.nn.functional.embedding(torch.from_numpy(packed).to(logits.device, torch.int32), table)
-    bias = bias.flatten(1)[:, : logits.shape[1]]  # (R, V/8, 8) -> (R, V)
-    for place, (row, _) in enumerate(active):
-        logits[row, : bias.shape[1]] += bias[place]
-        logits[row, bias.shape[1] :] = -torch.inf
-
-
-_TABLES: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-
-
-def _bias_table(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """What each byte of a mask adds to its eight logits: 0 or minus infinity, (256, 8)."""
-    table = _TABLES.get((device, dtype))
-    if table is None:
-        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-        table = torch.from_numpy(np.where(bits, 0.0, -np.inf)).to(device, dtype)
-        _TABLES[device, dtype] = table
-    return table
+    for row, constraint in rows:
+        if constraint.is_active:
+            keep_only(logits[row], constraint.allowed())

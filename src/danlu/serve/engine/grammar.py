@@ -78,9 +78,9 @@ class GrammarVocabulary:
             ends, tokens = [len(tokens)], [*tokens, b"<end of text>"]
         self.num_words = (len(tokens) + 31) // 32
         special = sorted({*names, *ends})
-        never = [index for index in special if index not in ends and index not in self.marker_ids.values()]
+        self._never = frozenset(special) - set(ends) - set(self.marker_ids.values())
         self._ordinary = np.full(self.num_words, -1, np.int32)
-        for index in never:
+        for index in self._never:
             self._ordinary[index // 32] &= ~np.int32(np.uint32(1 << index % 32).view(np.int32))
         wrapped = _Tokens(tokens, special, ends[0], tokenizer, self.pieces)
         self._json = LLTokenizer(wrapped, eos_token=ends, slices=LLTokenizer.json_slices())  # pyright: ignore
@@ -118,6 +118,10 @@ class GrammarVocabulary:
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         mask &= self._ordinary
         return mask
+
+    def may_be_allowed(self, token_id: int) -> bool:
+        """Whether there are grammars that allow this token at all."""
+        return token_id < self.size and token_id not in self._never
 
     def tokens_of(self, text: bytes) -> list[int]:
         """Tokens that spell these bytes."""

@@ -18,7 +18,7 @@ from danlu.core.records import Delta
 from danlu.models.adapters import Factors
 from danlu.models.executor import Executor
 from danlu.models.paged import PAGE, MemoryPages, Segment
-from danlu.serve.engine.answer import Answer, logprobs_of_prompt, pick
+from danlu.serve.engine.answer import Answer, logprobs_of_prompt, pick, pick_in_turn
 from danlu.serve.engine.beams import Beams
 from danlu.serve.engine.prepare import Prepared
 from danlu.serve.engine.request import ModelStatus
@@ -272,10 +272,7 @@ class Writer:
         """Take guesses as long as they are what would have been picked, and one token more. logits: (1 + drafts, V)."""
         answer, drafts = _answer(row), list(row.drafts)
         self._tally.tokens["drafted"] += len(drafts)
-        is_plain = answer.writing.is_plain and answer.constraint is None
-        tokens = pick(logits, [answer] * len(logits)) if is_plain else []
-        for accepted in range(len(logits)):
-            token = tokens[accepted] if is_plain else pick(logits[accepted : accepted + 1], [answer])[0]
+        for accepted, token in enumerate(pick_in_turn(logits, answer)):
             if accepted == len(drafts) or token != drafts[accepted] or answer.problem is not None:
                 self._scheduler.accept(row, accepted)
                 self._push(row, token)
