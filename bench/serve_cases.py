@@ -98,6 +98,21 @@ def transformers(options: Options) -> Facts:
     return facts
 
 
+def transformers_serve(options: Options) -> Facts:
+    """128 tokens in, 128 out, at 1, 8 and 32 at once: ours, and ``transformers serve`` with continuous batching.
+
+    It keeps no answer from ending early, so ours is asked the same way, without ``ignore_eos``.
+    """
+    weights.decoder()
+    facts: Facts = {}
+    for level, usual in ((1, 4), (8, 16), (32, 64)):
+        print(f"transformers serve, {level} at once")
+        servers = [systems.ours(weights.INT8), systems.transformers(weights.PLAIN)]
+        in_turns(servers, options.rounds, "--concurrency", level, "--num-requests", options.requests(usual))
+        facts[str(level)] = {"systems": {server.name: server.summary() for server in servers}}
+    return facts
+
+
 def prefill(options: Options) -> Facts:
     """512 tokens in, 1 out, one at a time."""
     weights.decoder()
@@ -309,6 +324,7 @@ def quality(options: Options) -> Facts:
 
 CASES: dict[str, Callable[[Options], Facts]] = {
     "client": client, "limit": limit, "startup": startup, "decode": decode, "split": split, "prefill": prefill,
-    "prefix": prefix, "transformers": transformers, "embed": embed, "lora": lora, "json": json_schema,
+    "prefix": prefix, "transformers": transformers, "transformers_serve": transformers_serve,
+    "embed": embed, "lora": lora, "json": json_schema,
     "overload": overload, "beams": beams, "items": items, "quality": quality,
 }  # fmt: skip

@@ -29,6 +29,9 @@ def ratios(runs: dict[str, Facts]) -> dict[str, float]:
         rate = {name: middle(each, "output_throughput") for name, each in facts["systems"].items()}
         rival = max(value for name, value in rate.items() if name.startswith("transformers"))
         found[f"decode{level}_vs_transformers"] = rate["ours_int8"] / rival
+    for level, facts in runs.get("transformers_serve", {}).items():
+        rate = {name: middle(each, "output_throughput") for name, each in facts["systems"].items()}
+        found[f"decode{level}_vs_transformers_serve"] = rate["ours_int8"] / rate["transformers_serve_bf16"]
     if facts := runs.get("prefill"):
         rate = {name: middle(each, "total_token_throughput") for name, each in facts.items()}
         found["prefill_vs_llamacpp"] = rate["ours_int8"] / max(rate["llama_cpp_q8_0"], rate["xllamacpp_q8_0"])

@@ -210,7 +210,7 @@ def energy(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
 
 SERVED = (
     "ours_int8", "llama_cpp_q8_0", "xllamacpp_q8_0", "ours_bf16", "llama_cpp_bf16", "transformers_bf16",
-    "transformers_fp32",
+    "transformers_fp32", "transformers_serve_bf16",
 )  # fmt: skip
 JUDGED = (
     "ours_fp32", "ours_bf16", "llama_cpp_bf16", "ours_int8", "llama_cpp_q8_0",
@@ -225,7 +225,7 @@ def serve(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     runs = result["runs"]
     levels = {**runs.get("transformers", {}), **runs.get("decode", {})}
     systems: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for case in ("transformers", "decode"):
+    for case in ("transformers_serve", "transformers", "decode"):
         for level, facts in runs.get(case, {}).items():
             for name, found in facts["systems"].items():
                 systems.setdefault(name, {})[level] = found
