@@ -67,7 +67,9 @@ def _ours_alone(runs: dict[str, Facts]) -> dict[str, float]:
         over, peak = ({"runs": facts[name]} for name in ("overload", "peak"))
         found["overload_goodput"] = middle(over, "request_throughput") / middle(peak, "request_throughput")
     if facts := runs.get("items"):
-        found["items_per_s"] = middle(facts, "request_throughput")
+        for level in facts:
+            name = "items_per_s" if level == "64" else f"items_per_s_{level}_clients"
+            found[name] = middle(facts[level], "request_throughput")
     if facts := runs.get("startup"):
         found["startup_s"] = statistics.median(facts["ours_int8"]["warm_s"])
     if facts := runs.get("client"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from danlu.core.errors import ModelError
-from danlu.models.linear import FusedLinear, Linear
+from danlu.models.linear import FusedLinear, Linear, fastest_product
 
 if TYPE_CHECKING:
     from danlu.models.attention import Attend, Places
@@ -95,10 +95,13 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor, places: Places, attend: Attend) -> Tensor:
         """(N, D) → (N, D)."""
         both = self.gate_up(x)  # (N, 2F)
-        if self._slope is not None and both.requires_grad and torch.is_grad_enabled():
-            return self.down(_dropped(cast(Tensor, _Gated.apply(both, self.activation, self._slope)), self))
-        gate, up = both.chunk(2, dim=-1)
-        return self.down(_dropped(self.activation(gate) * up, self))
+        if self._slope is None or not both.requires_grad or not torch.is_grad_enabled():
+            gate, up = both.chunk(2, dim=-1)
+            return self.down(_dropped(self.activation(gate) * up, self))
+        is_dropping = bool(self.dropout) and self.training
+        if type(self.down) is Linear and not is_dropping:  # no adapter, nothing quantised
+            return cast(Tensor, _GatedDown.apply(both, self.down.weight, self.down.bias, self.activation, self._slope))
+        return self.down(_dropped(cast(Tensor, _Gated.apply(both, self.activation, self._slope)), self))
 
 
 class _Gated(torch.autograd.Function):
@@ -115,13 +118,58 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (both,) = ctx.saved_tensors
-        found = torch.empty_like(both)
-        num_rows = max(1, _AT_ONCE // both.shape[-1]) if both.device.type == "cpu" else max(1, both[..., 0].numel())
-        for rows in zip(*(x.flatten(0, -2).split(num_rows) for x in (both, gradient, found)), strict=True):
-            (gate, up), g, (for_gate, for_up) = rows[0].chunk(2, dim=-1), rows[1], rows[2].chunk(2, dim=-1)
-            torch.mul(g, ctx.activation(gate), out=for_up)
-            ctx.slope(g * up, gate, for_gate)
-        return found, None, None
+        return _gradient(gradient, both, ctx.activation, ctx.slope), None, None
+
+
+class _GatedDown(torch.autograd.Function):
+    """down(activation(gate) · up) of (N, 2F). The inner values, half as many, are made again for the gradient of the
+    weight instead of being kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, both: Tensor, weight: Tensor, bias: Tensor | None, activation: Callable[[Tensor], Tensor],
+        slope: Slope,
+    ) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # fmt: skip
+        ctx.save_for_backward(both, weight)
+        ctx.activation, ctx.slope = activation, slope
+        gate, up = both.chunk(2, dim=-1)
+        return fastest_product(activation(gate).mul_(up), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        both, weight = ctx.saved_tensors
+        for_both, for_weight, for_bias = ctx.needs_input_grad[:3]
+        rows = gradient.flatten(0, -2)
+        inner = both.new_empty((*both.shape[:-1], both.shape[-1] // 2)) if for_weight else None
+        found = None
+        if for_both or for_weight:
+            found = _gradient(fastest_product(gradient, weight.t()), both, ctx.activation, ctx.slope, inner)
+        return (
+            found if for_both else None,
+            None if inner is None else fastest_product(rows.t(), inner.flatten(0, -2).t()),
+            rows.sum(0) if for_bias else None,
+            None,
+            None,
+        )
+
+
+def _gradient(
+    gradient: Tensor, both: Tensor, activation: Callable[[Tensor], Tensor], slope: Slope, inner: Tensor | None = None
+) -> Tensor:
+    """Of (N, 2F), from that of the inner values (N, F), which are written to ``inner`` if that is given."""
+    found = torch.empty_like(both)
+    num_rows = max(1, _AT_ONCE // both.shape[-1]) if both.device.type == "cpu" else max(1, both[..., 0].numel())
+    inners = None if inner is None else inner.flatten(0, -2).split(num_rows)
+    pieces = zip(*(x.flatten(0, -2).split(num_rows) for x in (both, gradient, found)), strict=True)
+    for number, (here, g, out) in enumerate(pieces):
+        (gate, up), (for_gate, for_up) = here.chunk(2, dim=-1), out.chunk(2, dim=-1)
+        active = activation(gate)
+        torch.mul(g, active, out=for_up)
+        slope(g * up, gate, for_gate)
+        if inners is not None:
+            torch.mul(active, up, out=inners[number])
+    return found
 
 
 def _dropped(inner: Tensor, layer: FeedForward | GatedFeedForward) -> Tensor:

@@ -21,15 +21,22 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, D) → (…, O)."""
-        if not is_faster(input, self.weight):
-            return nn.functional.linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, input.shape[-1])
         tracked = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (input, self.weight, self.bias)
         )
-        product: Any = _Product.apply if tracked else multiply
-        found = product(rows, self.weight, self.bias)
+        if not tracked or not is_faster(input, self.weight):
+            return fastest_product(input, self.weight, self.bias)
+        found: Any = _Product.apply(input.reshape(-1, input.shape[-1]), self.weight, self.bias)
         return found if input.dim() == 2 else found.view(*input.shape[:-1], -1)  # FSDP2 warns of views
+
+
+def fastest_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, (…, D) → (…, O), on the kernel that is fastest for the shape. A gradient is kept only where that is
+    torch's own."""
+    if not is_faster(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    found = multiply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return found if x.dim() == 2 else found.view(*x.shape[:-1], -1)
 
 
 class FusedLinear(Linear):
@@ -45,7 +52,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(x, weight)
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         return multiply(x, weight, bias)
 
     @staticmethod
