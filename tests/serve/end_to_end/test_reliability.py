@@ -93,12 +93,15 @@ def test_an_engine_that_is_killed_is_told_to_its_clients_and_comes_back(start: C
     os.kill(pid, signal.SIGKILL)
     *_, last = stream.rest()
     assert json.loads(last)["error"]["code"] == "engine_restarted"
+    ready: list[int] = []
     while (answer := served.call("/v1/completions", {**LONG, "max_tokens": 8})).status != 200:
         assert (answer.status, answer.json["error"]["code"]) == (503, "engine_restarting")
         assert int(answer.headers["retry-after"]) >= 1
         assert served.call("/health").status == 200, "the server itself is well"
-        assert served.call("/ready").status == 503
+        ready.append(served.call("/ready").status)
         time.sleep(0.1)
+    assert ready[0] == 503
+    assert set(ready[:-1]) <= {503}, "until it serves again, which may be between two questions"
     assert answer.json["choices"][0]["text"] == known
     assert served.metric("danlu:engine_restarts_total") == 1
     assert served.call("/ready").status == 200
