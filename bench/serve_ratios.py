@@ -67,8 +67,7 @@ def _ours_alone(runs: dict[str, Facts]) -> dict[str, float]:
         over, peak = ({"runs": facts[name]} for name in ("overload", "peak"))
         found["overload_goodput"] = middle(over, "request_throughput") / middle(peak, "request_throughput")
     if facts := runs.get("items"):
-        for level in facts:
-            name = "items_per_s" if level == "64" else f"items_per_s_{level}_clients"
+        for level, name in (("64", "items_per_s"), ("32", "items_per_s_32_clients")):
             found[name] = middle(facts[level], "request_throughput")
     if facts := runs.get("startup"):
         found["startup_s"] = statistics.median(facts["ours_int8"]["warm_s"])
